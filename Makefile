@@ -1,0 +1,144 @@
+# absmartly: ABsmartly A/B testing inside PostgreSQL
+#
+# The build proper is PGXS's: all, install, uninstall, installcheck, clean.  The goals named below work on the project and
+# must run where no server headers are installed yet, so PGXS stays out of them.
+#
+#	make, make install	build and install for the server of PG_CONFIG
+#	make installcheck	those regression tests that need no preloading, on a running server
+#	make check		everything: set-up, build, install, all tests, on private servers
+#	make lint, make format	static checks; the sources' layout
+#	make demo, demo-stop	a private server with everything on it; its end
+#	make collector		the development collector alone
+#	make engine-test	the engine's own tests, without a server
+#	make dist		a release archive from the last commit
+
+EXTENSION = absmartly
+VERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" absmartly.control)
+
+PG_CONFIG ?= pg_config
+PKG_CONFIG ?= pkg-config
+
+PROJECT_GOALS = check lint format demo demo-stop collector engine-test engine-programs bench dist version
+
+ifneq (,$(filter $(PROJECT_GOALS),$(MAKECMDGOALS)))
+
+# ---------------------------------------------------------------------------
+# Project goals
+# ---------------------------------------------------------------------------
+
+.PHONY: $(MAKECMDGOALS) $(PROJECT_GOALS)
+
+# Build goals asked for in the same breath.
+BUILD_GOALS = $(filter-out $(PROJECT_GOALS),$(MAKECMDGOALS))
+ifneq (,$(BUILD_GOALS))
+$(BUILD_GOALS):
+	+@$(MAKE) --no-print-directory $@
+endif
+
+check:
+	@tools/check
+
+lint:
+	@tools/lint
+
+format:
+	@tools/format
+
+demo:
+	@tools/demo
+
+demo-stop:
+	@tools/demo --stop
+
+collector:
+	@tools/collector
+
+bench:
+	@tools/bench
+
+dist:
+	git archive --format=zip --prefix=$(EXTENSION)-$(VERSION)/ --output=$(EXTENSION)-$(VERSION).zip HEAD
+
+version:
+	@echo $(VERSION)
+
+# The engine knows nothing of PostgreSQL, so its tests are plain programs.
+# SANITIZE=address,undefined builds them with sanitizers.
+ENGINE_CFLAGS = -std=gnu11 -O2 -g -Wall -Wextra -fno-strict-aliasing -D_GNU_SOURCE -Isrc -Isrc/engine \
+	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all) \
+	$(shell $(PKG_CONFIG) --cflags json-c libpcre2-16)
+ENGINE_LIBS = $(shell $(PKG_CONFIG) --libs json-c libpcre2-16) -lm
+ENGINE_OBJS = $(patsubst src/engine/%.c,build/engine/%.o,$(sort $(wildcard src/engine/*.c)))
+ENGINE_HARNESS = $(filter-out $(wildcard test/engine/test_*.c),$(wildcard test/engine/*.c))
+ENGINE_TESTS = $(patsubst test/engine/%.c,build/engine/%,$(sort $(wildcard test/engine/test_*.c)))
+
+engine-test: engine-programs
+	@tools/engine-test $(ENGINE_TESTS)
+
+engine-programs: $(ENGINE_TESTS)
+
+.SECONDARY: $(ENGINE_OBJS)
+
+build/engine/%.o: src/engine/%.c
+	@mkdir -p $(@D)
+	$(CC) $(ENGINE_CFLAGS) -MMD -MP -c -o $@ $<
+
+build/engine/test_%: test/engine/test_%.c $(ENGINE_HARNESS) $(ENGINE_OBJS)
+	@mkdir -p $(@D)
+	$(CC) $(ENGINE_CFLAGS) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) $(LDFLAGS) $(ENGINE_LIBS)
+
+-include $(wildcard build/engine/*.d)
+
+else
+
+# ---------------------------------------------------------------------------
+# Build
+# ---------------------------------------------------------------------------
+
+MODULE_big = absmartly
+PGFILEDESC = "absmartly - A/B testing inside PostgreSQL"
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
+DATA = $(sort $(wildcard sql/absmartly--*.sql))
+
+# The server's headers count as system headers: their warnings are not ours.
+PG_CPPFLAGS = -I$(srcdir)/src -isystem $(includedir_server) $(shell $(PKG_CONFIG) --cflags libcurl json-c libpcre2-16)
+PG_CFLAGS = -Wextra -Wno-unused-parameter -fno-semantic-interposition -MMD -MP
+SHLIB_LINK = $(shell $(PKG_CONFIG) --libs libcurl json-c libpcre2-16)
+
+# Export what the server looks up and nothing else (the servers before 16 do not ask for that themselves).
+ifeq ($(shell uname -s),Linux)
+SHLIB_LINK += -Wl,--version-script=$(srcdir)/src/absmartly.map
+endif
+
+# Without a worker: tests that need one say so in their first lines.
+REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(shell grep -L '^-- needs: preload' test/sql/*.sql 2>/dev/null)))
+REGRESS_OPTS = --inputdir=test
+
+EXTRA_CLEAN = build $(OBJS:.o=.d) tmp_check tmp_check_iso output_iso results regression.diffs regression.out \
+	log $(EXTENSION)-*.zip
+
+# Bitcode would let the server's JIT inline our functions into its expressions, which it refuses for functions that use
+# variables of this module; so it is not made unless asked for (make with_llvm=yes), and clang is no need of the build.
+ifneq ($(origin with_llvm),command line)
+override with_llvm := no
+endif
+
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+
+ifneq (,$(wildcard $(PGXS)))
+
+include $(PGXS)
+
+-include $(wildcard $(OBJS:.o=.d))
+
+else
+
+.PHONY: all install uninstall installcheck clean
+all install uninstall installcheck:
+	@echo "$(PG_CONFIG) finds no server headers: install postgresql-server-dev-NN, or set PG_CONFIG" >&2; exit 1
+clean:
+	rm -rf $(MODULE_big).so $(OBJS) $(EXTRA_CLEAN)
+
+endif
+
+endif
