@@ -1,0 +1,92 @@
+/*
+ * json.h
+ *		JSON text read into a tree of the engine's own.
+ *
+ * json.c is the only file that knows json-c.  The tree's links are relative
+ * to the node that holds them, so that a tree can be copied into a snapshot
+ * and read there at any address.
+ */
+#ifndef ABSMARTLY_ENGINE_JSON_H
+#define ABSMARTLY_ENGINE_JSON_H
+
+#include "arena.h"
+#include "engine.h"
+
+typedef enum JsonKind
+{
+	JSON_NULL = 0,
+	JSON_FALSE,
+	JSON_TRUE,
+	JSON_NUMBER,
+	JSON_STRING,
+	JSON_ARRAY,
+	JSON_OBJECT
+} JsonKind;
+
+typedef struct JsonNode
+{
+	uint32_t kind; /* JsonKind */
+	uint32_t count; /* bytes of a string or of a number's text;
+					 * elements of an array; members of an object */
+	int64_t offset; /* from this node: bytes of the string, text of
+					 * the number, JsonNode[count] of an array,
+					 * JsonNode[2 * count] of an object (name and
+					 * value in turn, in the text's order) */
+	double number; /* JSON_NUMBER; saturated to a finite double */
+} JsonNode;
+
+static inline const char *
+json_text(const JsonNode *node)
+{
+	return (const char *) node + node->offset;
+}
+
+static inline const JsonNode *
+json_element(const JsonNode *array, uint32_t index)
+{
+	return (const JsonNode *) ((const char *) array + array->offset) + index;
+}
+
+static inline const JsonNode *
+json_member_name(const JsonNode *object, uint32_t index)
+{
+	return json_element(object, 2 * index);
+}
+
+static inline const JsonNode *
+json_member_value(const JsonNode *object, uint32_t index)
+{
+	return json_element(object, 2 * index + 1);
+}
+
+/*
+ * Parses text strictly (RFC 8259: no comments, no NaN, no byte order mark, no
+ * trailing text, control characters in strings refused, numbers exactly by
+ * the grammar).  Of equal names in an object the last value counts, at the
+ * first one's place, as in JavaScript.  The tree lives in the arena.
+ *
+ * On ENGINE_MALFORMED or ENGINE_TOO_DEEP *message (if message is not NULL)
+ * says what is wrong, in the arena.
+ */
+extern EngineStatus json_parse(const char *text, size_t length, int max_depth,
+							   Arena *arena, const JsonNode **root,
+							   const char **message);
+
+/* The last member of that name, or NULL (also if node is not an object). */
+extern const JsonNode *json_get(const JsonNode *object, const char *name);
+extern const JsonNode *json_get_n(const JsonNode *object, const char *name,
+								  size_t length);
+
+/* Writes the tree as JSON text into the arena (numbers as they were written).
+ */
+extern EngineStatus json_write(const JsonNode *node, Arena *arena,
+							   EngineText *text);
+
+/*
+ * Copies the tree into one block: json_copy_size() bytes, aligned to 8, that
+ * can be moved as a whole.
+ */
+extern size_t json_copy_size(const JsonNode *node);
+extern const JsonNode *json_copy(const JsonNode *node, void *block);
+
+#endif /* ABSMARTLY_ENGINE_JSON_H */

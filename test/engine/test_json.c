@@ -1,0 +1,361 @@
+/*
+ * test_json.c
+ *		Tests of the JSON reader and writer.
+ */
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "harness.h"
+#include "json.h"
+
+#define lengthof(array) (sizeof(array) / sizeof((array)[0]))
+
+/* A text in which a NUL may stand */
+#define TEXT(literal) literal, sizeof(literal) - 1
+
+static Arena arena;
+
+/* Whether text, parsed, copied and written again, is what is expected. */
+static bool
+writes_as(const char *text, size_t length, const char *expected)
+{
+	const JsonNode *root;
+	const JsonNode *copy;
+	EngineText written;
+	bool same;
+	void *block;
+	void *moved;
+	size_t size;
+
+	if (json_parse(text, length, ENGINE_MAX_DEPTH, &arena, &root, NULL) !=
+			ENGINE_OK ||
+		json_write(root, &arena, &written) != ENGINE_OK)
+		return false;
+	same = strcmp(written.data, expected) == 0 &&
+		   written.length == strlen(expected);
+
+	/* the copy is one block that can be moved */
+	size = json_copy_size(root);
+	block = malloc(size);
+	moved = malloc(size);
+	copy = json_copy(root, block);
+	same = same && (const void *) copy == block;
+	memcpy(moved, block, size);
+	free(block);
+	same = same && json_write(moved, &arena, &written) == ENGINE_OK &&
+		   strcmp(written.data, expected) == 0;
+	free(moved);
+	return same;
+}
+
+static void
+test_accepted(void)
+{
+	static const struct
+	{
+		const char *text;
+		size_t length;
+		const char *written;
+	} cases[] = {
+		{TEXT("null"), "null"},
+		{TEXT(" true "), "true"},
+		{TEXT("\r\n\tfalse"), "false"},
+		{TEXT("\"\""), "\"\""},
+		{TEXT("[]"), "[]"},
+		{TEXT("{}"), "{}"},
+		{TEXT("[ [ ] , { } ]"), "[[],{}]"},
+		{TEXT("0"), "0"},
+		{TEXT("-0"), "-0"},
+		{TEXT("-0.0e-0"), "-0.0e-0"},
+		{TEXT("1.50E+02"), "1.50E+02"},
+		{TEXT("[1e400,-1e400]"), "[1e400,-1e400]"},
+		{TEXT("123456789012345678901234567890"),
+		 "123456789012345678901234567890"},
+		{TEXT("{\"a\":1,\"b\":2.0,\"a\":3}"), "{\"a\":3,\"b\":2.0}"},
+		{TEXT("{\"a\":[1,2],\"b\":5,\"a\":6e1,\"c\":7}"),
+		 "{\"a\":6e1,\"b\":5,\"c\":7}"},
+		{TEXT("{\"\":1}"), "{\"\":1}"},
+		{TEXT("\"\\\"\\\\\\/\\b\\f\\n\\r\\t\""),
+		 "\"\\\"\\\\/\\b\\f\\n\\r\\t\""},
+		{TEXT("\"\\u0000\\u001f\\u0041\\u00e9\""),
+		 "\"\\u0000\\u001fA\xc3\xa9\""},
+		{TEXT("\"\\ud83d\\ude00\""), "\"\xf0\x9f\x98\x80\""},
+		{TEXT("\"\\ud83dx\\ude00\""), "\"\xef\xbf\xbdx\xef\xbf\xbd\""},
+		{TEXT("\"\\ud83d\""), "\"\xef\xbf\xbd\""},
+		{TEXT("\"\\ud800\\ud83d\\ude00\""), "\"\xef\xbf\xbd\xf0\x9f\x98\x80\""},
+		{TEXT("\"\x7f\xc2\x80\xed\x9f\xbf\xee\x80\x80\xf4\x8f\xbf\xbf\""),
+		 "\"\x7f\xc2\x80\xed\x9f\xbf\xee\x80\x80\xf4\x8f\xbf\xbf\""},
+		/* what the rewritten text uses itself */
+		{TEXT("\"\\u0001\""), "\"\\u0001\""},
+		{TEXT("\"\\u00015\""), "\"\\u00015\""},
+		{TEXT("\"\\u0001\\u0001\""), "\"\\u0001\\u0001\""},
+		{TEXT("\"5\\u0001\""), "\"5\\u0001\""},
+		{TEXT("{\"a\\u0000\":1,\"a\":2,\"a\\u0001\":3,\"a\\u00010\":4}"),
+		 "{\"a\\u0000\":1,\"a\":2,\"a\\u0001\":3,\"a\\u00010\":4}"},
+		{TEXT("{\"\\u0000\":\"\\u0000\"}"), "{\"\\u0000\":\"\\u0000\"}"},
+	};
+
+	for (size_t i = 0; i < lengthof(cases); i++)
+	{
+		tap_ok(writes_as(cases[i].text, cases[i].length, cases[i].written),
+			   "accepted: %s", cases[i].text);
+		arena_release(&arena);
+	}
+}
+
+static void
+test_refused(void)
+{
+	static const struct
+	{
+		const char *text;
+		size_t length;
+	} cases[] = {
+		{TEXT("")},
+		{TEXT("  ")},
+		{TEXT("nul")},
+		{TEXT("nulll")},
+		{TEXT("NULL")},
+		{TEXT("True")},
+		{TEXT("NaN")},
+		{TEXT("nan")},
+		{TEXT("Infinity")},
+		{TEXT("-Infinity")},
+		{TEXT("-")},
+		{TEXT("+1")},
+		{TEXT("01")},
+		{TEXT("-01")},
+		{TEXT("1.")},
+		{TEXT(".5")},
+		{TEXT("-.5")},
+		{TEXT("1e")},
+		{TEXT("1e+")},
+		{TEXT("1.e5")},
+		{TEXT("0x10")},
+		{TEXT("1 2")},
+		{TEXT("1,")},
+		{TEXT("[")},
+		{TEXT("]")},
+		{TEXT("[1,]")},
+		{TEXT("[,1]")},
+		{TEXT("[1 2]")},
+		{TEXT("[1}")},
+		{TEXT("{\"a\":1]")},
+		{TEXT("{\"a\"}")},
+		{TEXT("{\"a\":}")},
+		{TEXT("{\"a\":1,}")},
+		{TEXT("{\"a\" 1}")},
+		{TEXT("{a:1}")},
+		{TEXT("{1:1}")},
+		{TEXT("{'a':1}")},
+		{TEXT("'a'")},
+		{TEXT("\"")},
+		{TEXT("\"a")},
+		{TEXT("\"a\\")},
+		{TEXT("\"\\\"")},
+		{TEXT("\"\\x41\"")},
+		{TEXT("\"\\\0\"")},
+		{TEXT("\"\\u12\"")},
+		{TEXT("\"\\u12g4\"")},
+		{TEXT("\"\\u+123\"")},
+		{TEXT("\"\n\"")},
+		{TEXT("\"\0\"")},
+		{TEXT("\"\x1f\"")},
+		{TEXT("1\0")},
+		{TEXT("\f1")},
+		{TEXT("\xc2\xa0"
+			  "1")},
+		{TEXT("\xef\xbb\xbf{}")},
+		{TEXT("/* */1")},
+		{TEXT("1 // x")},
+		{TEXT("\"\x80\"")},
+		{TEXT("\"\xc0\xaf\"")},
+		{TEXT("\"\xc3\"")},
+		{TEXT("\"\xe0\x80\x80\"")},
+		{TEXT("\"\xed\xa0\x80\"")},
+		{TEXT("\"\xf0\x80\x80\x80\"")},
+		{TEXT("\"\xf4\x90\x80\x80\"")},
+		{TEXT("\"\xff\"")},
+		{TEXT("\"\xf0\x9f\x98")},
+	};
+
+	for (size_t i = 0; i < lengthof(cases); i++)
+	{
+		const JsonNode *root;
+		const char *message;
+		EngineStatus status;
+
+		/* in memory of its own, so that reading too far shows */
+		char *text = malloc(cases[i].length == 0 ? 1 : cases[i].length);
+
+		memcpy(text, cases[i].text, cases[i].length);
+		status = json_parse(text, cases[i].length, ENGINE_MAX_DEPTH, &arena,
+							&root, &message);
+		tap_ok(status == ENGINE_MALFORMED && root == NULL && message != NULL,
+			   "refused: %s (%s)", cases[i].text,
+			   message == NULL ? "" : message);
+		free(text);
+		arena_release(&arena);
+	}
+}
+
+static void
+test_numbers(void)
+{
+	static const struct
+	{
+		const char *text;
+		double number;
+	} cases[] = {
+		{"0", 0.0},
+		{"1", 1.0},
+		{"-17", -17.0},
+		{"0.1", 0.1},
+		{"123.456", 123.456},
+		{"-0.000001", -0.000001},
+		{"0.30000000000000004", 0.30000000000000004},
+		{"9007199254740993", 9007199254740992.0},
+		{"9007199254740991", 9007199254740991.0},
+		{"12345678901234.5", 12345678901234.5},
+		{"1e23", 1e23},
+		{"1E-7", 1e-7},
+		{"2.2250738585072011e-308", 2.2250738585072011e-308},
+		{"5e-324", 5e-324},
+		{"1e-400", 0.0},
+		{"1.7976931348623157e308", DBL_MAX},
+		{"1e309", DBL_MAX},
+		{"-1e400", -DBL_MAX},
+	};
+	const JsonNode *root;
+
+	for (size_t i = 0; i < lengthof(cases); i++)
+	{
+		json_parse(cases[i].text, strlen(cases[i].text), 1, &arena, &root,
+				   NULL);
+		tap_ok(root != NULL && root->kind == JSON_NUMBER &&
+				   root->number == cases[i].number &&
+				   strcmp(json_text(root), cases[i].text) == 0,
+			   "number %s", cases[i].text);
+		arena_release(&arena);
+	}
+	json_parse("-0", 2, 1, &arena, &root, NULL);
+	tap_ok(root->number == 0 && signbit(root->number), "-0 keeps its sign");
+	arena_release(&arena);
+}
+
+static void
+test_depth(void)
+{
+	char text[1024];
+	const JsonNode *root;
+
+	for (int depth = 0; depth < 200; depth += depth < 4 || depth > 120 ? 1 : 29)
+	{
+		const char *message;
+		EngineStatus status;
+
+		memset(text, '[', (size_t) depth);
+		text[depth] = '1';
+		memset(text + depth + 1, ']', (size_t) depth);
+		status = json_parse(text, 2 * (size_t) depth + 1, ENGINE_MAX_DEPTH,
+							&arena, &root, &message);
+		if (status !=
+				(depth <= ENGINE_MAX_DEPTH ? ENGINE_OK : ENGINE_TOO_DEEP) ||
+			(status != ENGINE_OK && message == NULL))
+			tap_ok(false, "depth %d", depth);
+		arena_release(&arena);
+	}
+	tap_ok(json_parse("[{\"a\":[1]}]", 11, 3, &arena, &root, NULL) == ENGINE_OK,
+		   "as deep as it may be");
+	tap_ok(json_parse("[{\"a\":[1]}]", 11, 2, &arena, &root, NULL) ==
+			   ENGINE_TOO_DEEP,
+		   "deeper than it may be");
+	arena_release(&arena);
+}
+
+static void
+test_get(void)
+{
+	static const char text[] = "{\"a\":1,\"b\\u0000c\":2,\"\":3,\"a\":4}";
+	const JsonNode *root;
+
+	json_parse(text, strlen(text), 8, &arena, &root, NULL);
+	tap_ok(json_get(root, "a")->number == 4 && json_get(root, "")->number == 3,
+		   "members by name");
+	tap_ok(json_get_n(root, "b\0c", 3)->number == 2 &&
+			   json_get(root, "b") == NULL,
+		   "a member whose name has a NUL");
+	tap_ok(json_get(json_get(root, "a"), "a") == NULL,
+		   "a number has no members");
+	arena_release(&arena);
+}
+
+/*
+ * Long texts reach json-c in pieces: no token may suffer, wherever it is cut.
+ */
+static void
+test_pieces(void)
+{
+	static const char tail[] =
+		"\\ud83d\\ude00\\ud83d\\n\xf0\x9f\x98\x80\",-12.50,null,true,"
+		"{\"k\\u0000\":false,\"\\u0001\":\"\\u0001\"}]";
+	static const char written[] =
+		"\xf0\x9f\x98\x80\xef\xbf\xbd\\n\xf0\x9f\x98\x80\",-12.50,null,true,"
+		"{\"k\\u0000\":false,\"\\u0001\":\"\\u0001\"}]";
+	bool ok = true;
+
+	for (size_t padding = 8000; padding < 8200; padding++)
+	{
+		char *text = malloc(9000);
+		char *expected = malloc(9000);
+
+		strcpy(text, "[\"");
+		memset(text + 2, 'x', padding);
+		strcpy(text + 2 + padding, tail);
+		memcpy(expected, text, padding + 2);
+		strcpy(expected + 2 + padding, written);
+		ok &= writes_as(text, strlen(text), expected);
+		free(text);
+		free(expected);
+		arena_release(&arena);
+	}
+	tap_ok(ok, "tokens that are cut");
+}
+
+/* A short text that would take gigabytes is refused. */
+static void
+test_cost(void)
+{
+	size_t count = 4 * 1024 * 1024;
+	char *text = malloc(3 * count + 2);
+	const JsonNode *root;
+	const char *message;
+
+	text[0] = '[';
+	for (size_t i = 0; i < count; i++)
+		memcpy(text + 1 + 3 * i, "{},", 3);
+	text[3 * count] = ']';
+	tap_ok(json_parse(text, 3 * count + 1, ENGINE_MAX_DEPTH, &arena, &root,
+					  &message) == ENGINE_TOO_LARGE &&
+			   message != NULL,
+		   "too many objects");
+	free(text);
+	arena_release(&arena);
+}
+
+int
+main(void)
+{
+	arena_init(&arena, &arena_malloc_source);
+	test_accepted();
+	test_refused();
+	test_numbers();
+	test_depth();
+	test_get();
+	test_pieces();
+	test_cost();
+	return tap_done();
+}
