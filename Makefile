@@ -10,6 +10,8 @@
 #	make demo, demo-stop	a private server with everything on it; its end
 #	make collector		the development collector alone
 #	make engine-test	the engine's own tests, without a server
+#	make fuzz-test		the fuzz targets over the inputs that are kept
+#	make bench		measures assignment (bench/assign)
 #	make dist		a release archive from the last commit
 
 EXTENSION = absmartly
@@ -18,7 +20,7 @@ VERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" absmartly.control)
 PG_CONFIG ?= pg_config
 PKG_CONFIG ?= pkg-config
 
-PROJECT_GOALS = check lint format demo demo-stop collector engine-test engine-programs bench dist version
+PROJECT_GOALS = check lint format demo demo-stop collector engine-test engine-programs fuzz-test fuzz-programs bench dist version
 
 ifneq (,$(filter $(PROJECT_GOALS),$(MAKECMDGOALS)))
 
@@ -54,7 +56,7 @@ collector:
 	@tools/collector
 
 bench:
-	@tools/bench
+	@if [ -x bench/assign ]; then bench/assign; else echo "there are no benchmarks yet" >&2; exit 1; fi
 
 dist:
 	git archive --format=zip --prefix=$(EXTENSION)-$(VERSION)/ --output=$(EXTENSION)-$(VERSION).zip HEAD
@@ -86,6 +88,18 @@ build/engine/%.o: src/engine/%.c
 build/engine/test_%: test/engine/test_%.c $(ENGINE_HARNESS) $(ENGINE_OBJS)
 	@mkdir -p $(@D)
 	$(CC) $(ENGINE_CFLAGS) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) $(LDFLAGS) $(ENGINE_LIBS)
+
+# Fuzz targets, with sanitizers, as programs that run over files (test/fuzz/README.md tells how to fuzz in earnest).
+FUZZ_TARGETS = $(patsubst test/fuzz/%.c,build/fuzz/%,$(filter-out %/fuzz_main.c,$(wildcard test/fuzz/fuzz_*.c)))
+
+fuzz-test: fuzz-programs
+	@tools/tap --exec tools/fuzz-tap -- $(FUZZ_TARGETS)
+
+fuzz-programs: $(FUZZ_TARGETS)
+
+build/fuzz/fuzz_%: test/fuzz/fuzz_%.c test/fuzz/fuzz_main.c test/fuzz/fuzz.h $(wildcard src/engine/*.[ch])
+	@mkdir -p $(@D)
+	$(CC) $(ENGINE_CFLAGS) -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^) $(LDFLAGS) $(ENGINE_LIBS)
 
 -include $(wildcard build/engine/*.d)
 
