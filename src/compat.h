@@ -1,0 +1,89 @@
+/*
+ * compat.h
+ *		Differences between the PostgreSQL versions that are supported.
+ *
+ * Every conditional on the server's version stands here.
+ */
+#ifndef ABSMARTLY_COMPAT_H
+#define ABSMARTLY_COMPAT_H
+
+#include "postgres.h"
+
+#include "access/parallel.h"
+#include "catalog/pg_database.h"
+#include "funcapi.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/resowner.h"
+
+#if PG_VERSION_NUM < 150000
+#error "absmartly needs PostgreSQL 15 or later"
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* A process's number in arrays of one slot for each backend. */
+#if PG_VERSION_NUM >= 170000
+#define backend_slot_number() MyProcNumber
+#define parallel_leader_slot_number() ParallelLeaderProcNumber
+#else
+#define backend_slot_number() (MyBackendId - 1)
+#define parallel_leader_slot_number() (ParallelLeaderBackendId - 1)
+#endif
+
+/* How many such slots there can be. */
+#define backend_slot_count() (MaxBackends + NUM_AUXILIARY_PROCS)
+
+#if PG_VERSION_NUM >= 170000
+#define create_wait_event_set(context, nevents) \
+	CreateWaitEventSet(NULL, nevents)
+#else
+#define create_wait_event_set(context, nevents) \
+	CreateWaitEventSet(context, nevents)
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#define materialized_srf(fcinfo) InitMaterializedSRF(fcinfo, 0)
+#define owns_database(database, role) \
+	object_ownercheck(DatabaseRelationId, database, role)
+#else
+#define materialized_srf(fcinfo) SetSingleFuncCall(fcinfo, 0)
+#define owns_database(database, role) pg_database_ownercheck(database, role)
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#define qualified_name_list(name) stringToQualifiedNameList(name, NULL)
+#else
+#define qualified_name_list(name) stringToQualifiedNameList(name)
+#endif
+
+/* input functions can say that a text is no value without raising */
+#if PG_VERSION_NUM >= 160000
+#define COMPAT_SOFT_ERRORS
+#include "nodes/miscnodes.h"
+#endif
+
+/* memory for the extra of a setting */
+#if PG_VERSION_NUM >= 160000
+#define setting_alloc(size) guc_malloc(LOG, size)
+#define setting_free(memory) guc_free(memory)
+#else
+#define setting_alloc(size) malloc(size)
+#define setting_free(memory) free(memory)
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *query, ScanDirection direction, uint64 count
+#define EXECUTOR_RUN_ARGUMENTS query, direction, count
+#else
+#define EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *query, ScanDirection direction, uint64 count, bool execute_once
+#define EXECUTOR_RUN_ARGUMENTS query, direction, count, execute_once
+#endif
+
+#endif /* ABSMARTLY_COMPAT_H */

@@ -1,0 +1,185 @@
+/*
+ * shared.h
+ *		The extension's shared memory: one state for each database.
+ *
+ * Fixed-size shared memory holds the directory of databases, a slot for each
+ * backend, and the first part of a DSA area.  Experiments (data/version.h) live
+ * in the area.  All of it is made anew after a crash restart.
+ */
+#ifndef ABSMARTLY_DATA_SHARED_H
+#define ABSMARTLY_DATA_SHARED_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/spin.h"
+#include "utils/dsa.h"
+
+#define SHARED_MAX_ENDPOINT 1024 /* bytes, with the terminating NUL */
+#define SHARED_MAX_NAME 256
+#define SHARED_MAX_ERROR 512
+#define SHARED_MAX_HOLDERS 8
+
+/* What data is fetched for; a change of the first three is a new epoch. */
+typedef struct DataTarget
+{
+	char endpoint[SHARED_MAX_ENDPOINT];
+	char application[SHARED_MAX_NAME];
+	char environment[SHARED_MAX_NAME];
+	char application_version[SHARED_MAX_NAME];
+} DataTarget;
+
+/* What is known about the extension in a database. */
+typedef enum ExtensionPresence
+{
+	EXTENSION_UNKNOWN = 0, /* a worker must look */
+	EXTENSION_PRESENT,
+	EXTENSION_ABSENT
+} ExtensionPresence;
+
+typedef enum WorkerState
+{
+	WORKER_NONE = 0,
+	WORKER_STARTING,
+	WORKER_IDLE, /* nothing to do: no endpoint, or up to date */
+	WORKER_FETCHING,
+	WORKER_RETRYING, /* between attempts of a round */
+	WORKER_BACKING_OFF, /* between rounds that failed */
+	WORKER_LOGGING /* runs the event logger */
+} WorkerState;
+
+/* Counters of one database; written by its worker, under the state's lock. */
+typedef struct FetchStats
+{
+	int64 requests;
+	int64 failures; /* attempts that failed */
+	int64 retries;
+	int64 bytes_received;
+	double latency_total_ms;
+	double latency_last_ms;
+	TimestampTz last_success_at; /* 0: none */
+	TimestampTz last_error_at;
+	char last_error[SHARED_MAX_ERROR];
+	TimestampTz reset_at;
+} FetchStats;
+
+typedef struct DatabaseState
+{
+	Oid database; /* InvalidOid: free; changes only under the
+				   * directory's lock */
+	LWLock lock; /* protects all that follows */
+
+	/* where data comes from, as the worker last confirmed it */
+	bool target_known;
+	bool suspended; /* a setting changed that the worker has not
+					 * looked at yet: no data is in force */
+	DataTarget target; /* a change of it begins a new epoch */
+
+	/* the data (data/version.c) */
+	dsa_pointer current; /* DataVersion in force, or invalid */
+	dsa_pointer retired; /* list of those that are still pinned */
+	uint32 nretired;
+	uint64 version_bytes; /* of the one in force and the retired */
+	uint64 generation; /* of the last version published */
+	int source; /* DataSource of the data in force */
+	TimestampTz fetched_at; /* when the data in force was last confirmed */
+	char last_warning[SHARED_MAX_ERROR];
+
+	/* the worker */
+	ExtensionPresence extension;
+	pid_t worker_pid; /* 0: none */
+	PGPROC *worker_proc; /* whose latch wakes it; NULL: none */
+	WorkerState worker_state;
+	bool restart_requested; /* the worker shall exit and come back */
+	pid_t holders[SHARED_MAX_HOLDERS]; /* backends that keep workers
+										* away; 0: unused */
+	TimestampTz launched_at; /* by the launcher; 0 once it has attached */
+
+	/*
+	 * Fetches on request.  A caller draws a ticket; a fetch that starts takes
+	 * the last one drawn, and at its end finishes all up to it.
+	 */
+	uint64 refresh_requested;
+	uint64 refresh_finished;
+	uint64 refresh_succeeded; /* of those, the last one that went well */
+	char refresh_error[SHARED_MAX_ERROR];
+	ConditionVariable changed; /* broadcast when any of this changes */
+
+	FetchStats fetch;
+} DatabaseState;
+
+/* What a backend lets its parallel workers know. */
+typedef struct BackendSlot
+{
+	dsa_pointer version; /* the version of its statement, or invalid */
+} BackendSlot;
+
+/* Whether the library was loaded by shared_preload_libraries. */
+extern bool shared_available(void);
+
+/* Installs the hooks that reserve and initialise shared memory. */
+extern void shared_install(void);
+
+/* This process's mapping of the area; attaches at the first call. */
+extern dsa_area *shared_area(void);
+
+/*
+ * The state of a database, NULL if it has none.  With create, a free one is
+ * taken; NULL if there is none left.
+ */
+extern DatabaseState *shared_database(Oid database, bool create);
+
+/* The state of the present database, cached; NULL if it has none. */
+extern DatabaseState *shared_my_database(void);
+
+/*
+ * Keeps workers away from a database, until this process lets go or ends.
+ * False if too many others do so already.
+ */
+extern bool shared_database_hold(DatabaseState *state);
+extern void shared_database_release(DatabaseState *state);
+
+/* Whether a living process keeps workers away. */
+extern bool shared_database_held(const DatabaseState *state);
+
+/* All places of the directory; a free one gives NULL. */
+#define SHARED_MAX_DATABASES 256
+extern DatabaseState *shared_database_at(int index);
+
+/*
+ * Frees the state of a database that has no worker and whose data was
+ * withdrawn.  Nothing happens while a statement still reads old data.
+ */
+extern void shared_forget_database(Oid database);
+
+extern BackendSlot *shared_slot(int number);
+
+/* A number that no two versions share. */
+extern uint64 shared_next_serial(void);
+
+/* The launcher's process, for its latch; NULL: it ends. */
+extern void shared_set_launcher(PGPROC *proc);
+extern pid_t shared_launcher_pid(void);
+extern void shared_wake_launcher(void);
+
+/* Wakes the worker of a database, if there is one.  Never fails. */
+extern void shared_wake_worker(DatabaseState *state);
+
+/*
+ * Asks the launcher to look whether a database has the extension now.  For use
+ * at commit: allocates nothing and never fails.
+ */
+extern void shared_request_probe(Oid database);
+
+/*
+ * Takes the databases to look at: their number, or -1 when too many were asked
+ * for to remember and all must be looked at again.
+ */
+#define SHARED_MAX_PROBES 64
+extern int shared_take_probes(Oid *databases);
+
+#endif /* ABSMARTLY_DATA_SHARED_H */

@@ -1,0 +1,114 @@
+/*
+ * version.h
+ *		Versions of the experiments: published by the worker, pinned by
+ *		readers for the length of a top-level statement (DESIGN 5).
+ */
+#ifndef ABSMARTLY_DATA_VERSION_H
+#define ABSMARTLY_DATA_VERSION_H
+
+#include "postgres.h"
+
+#include "data/shared.h"
+#include "engine/snapshot.h"
+
+typedef enum DataSource
+{
+	DATA_FETCHED, /* by the worker */
+	DATA_FILE, /* the last known good, read at start */
+	DATA_SET /* absmartly_set_context_data() */
+} DataSource;
+
+/*
+ * A version of the data.  The image follows at the next multiple of 16.  In
+ * the area of shared memory, or, without preloading, in the backend's own.
+ */
+typedef struct DataVersion
+{
+	pg_atomic_uint32 pins;
+	bool retired; /* no longer in force */
+	dsa_pointer next; /* of the retired ones */
+	uint64 serial;
+	uint64 generation;
+	size_t size; /* with the image */
+	DataTarget target; /* what it was fetched for */
+} DataVersion;
+
+#define DATA_IMAGE_OFFSET TYPEALIGN(16, sizeof(DataVersion))
+#define data_version_snapshot(version) \
+	((const SnapImage *) ((const char *) (version) + DATA_IMAGE_OFFSET))
+
+/*
+ * The version that the present top-level statement sees.  Reading it is free
+ * after the statement's first call; that one pins the version in force.
+ */
+extern bool data_pinned;
+extern const DataVersion *data_pinned_version; /* NULL: no data */
+extern uint64 data_pinned_serial; /* 0: no data */
+
+extern const DataVersion *data_pin(void);
+
+static inline const DataVersion *
+data_version(void)
+{
+	if (likely(data_pinned))
+		return data_pinned_version;
+	return data_pin();
+}
+
+/* The experiments that the present statement sees; NULL: no data. */
+static inline const SnapImage *
+data_snapshot(void)
+{
+	const DataVersion *version = data_version();
+
+	return version ? data_version_snapshot(version) : NULL;
+}
+
+/* Installs the hooks that find the ends of statements. */
+extern void version_install(void);
+
+/* Lets go of the statement's version, so that the next call sees the newest. */
+extern void version_unpin_statement(void);
+
+/*
+ * Compiles text (UTF-8) for the state's present target and puts it in force.
+ * Returns its generation.  If it is what was in force already, only fetched_at
+ * and source are taken over, and *unchanged is set.  Raises 22032 if the text
+ * is malformed and 53200 if memory is short; the old data stays then.  The
+ * compiler's warnings are reported at WARNING.
+ *
+ * Without shared memory (state is NULL) the data is the session's own.
+ */
+extern uint64 version_publish(DatabaseState *state, const DataTarget *target,
+							  const char *text, size_t length,
+							  DataSource source, TimestampTz fetched_at,
+							  bool *unchanged);
+
+/*
+ * Makes target what data is fetched for, and ends a suspension.  If it is
+ * another one than before, a new epoch begins and the data of the old one goes
+ * out of force at the same moment.  Returns whether that is so.
+ */
+extern bool version_set_target(DatabaseState *state, const DataTarget *target);
+
+/* Takes the data out of force, for good: the extension has gone. */
+extern void version_withdraw(DatabaseState *state);
+
+/* Frees retired versions that nobody pins.  Returns how many are left. */
+extern int version_reap(DatabaseState *state);
+
+/*
+ * What is known of the data that the session would see: false if there is
+ * none.  Without shared memory also where the data came from.
+ */
+typedef struct DataInfo
+{
+	DataSource source;
+	TimestampTz fetched_at;
+} DataInfo;
+extern bool version_info(DataInfo *info);
+
+/* A word for a source: fetched, file, set. */
+extern const char *data_source_name(DataSource source);
+
+#endif /* ABSMARTLY_DATA_VERSION_H */

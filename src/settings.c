@@ -1,0 +1,472 @@
+/*
+ * settings.c
+ *		The extension's settings (DESIGN 4): definitions and their checks.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "lib/stringinfo.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/varlena.h"
+
+#include "compat.h"
+#include "data/shared.h"
+#include "engine/json.h"
+#include "settings.h"
+
+char *settings_endpoint = NULL;
+char *settings_api_key_file = NULL;
+char *settings_application = NULL;
+char *settings_application_version = NULL;
+char *settings_environment = NULL;
+int settings_refresh_interval = 60;
+int settings_connect_timeout = 3000;
+int settings_request_timeout = 10000;
+int settings_max_retries = 5;
+char *settings_ca_file = NULL;
+char *settings_proxy = NULL;
+char *settings_event_logger = NULL;
+char *settings_databases = NULL;
+int settings_on_not_ready = ON_NOT_READY_ERROR;
+bool settings_include_system_attributes = false;
+bool settings_have_overrides_flag = false;
+
+/* what the setting's variable shows: never the key */
+static char *api_key_shown = NULL;
+static const char *api_key = "";
+static char *overrides_text = NULL;
+
+/* absmartly.overrides, parsed: the extra of the setting */
+typedef struct Override
+{
+	const char *name; /* UTF-8 */
+	size_t length;
+	int32 variant;
+} Override;
+
+typedef struct OverrideList
+{
+	int count;
+	Override entries[FLEXIBLE_ARRAY_MEMBER];
+} OverrideList;
+
+static const OverrideList *overrides = NULL;
+
+static const struct config_enum_entry on_not_ready_options[] = {
+	{"error", ON_NOT_READY_ERROR, false},
+	{"control", ON_NOT_READY_CONTROL, false},
+	{NULL, 0, false}};
+
+/*
+ * Checks
+ */
+
+static bool
+has_control_characters(const char *text)
+{
+	for (; *text != '\0'; text++)
+		if ((unsigned char) *text < 0x20 || *text == 0x7f)
+			return true;
+	return false;
+}
+
+static bool
+check_endpoint(char **value, void **extra, GucSource source)
+{
+	const char *endpoint = *value;
+	const char *host;
+	size_t length = strlen(endpoint);
+
+	if (length == 0)
+		return true;
+	if (length >= SHARED_MAX_ENDPOINT)
+	{
+		GUC_check_errdetail("An endpoint has at most %d bytes.",
+							SHARED_MAX_ENDPOINT - 1);
+		return false;
+	}
+	if (pg_strncasecmp(endpoint, "https://", 8) == 0)
+		host = endpoint + 8;
+	else if (pg_strncasecmp(endpoint, "http://", 7) == 0)
+		host = endpoint + 7;
+	else
+	{
+		GUC_check_errdetail("An endpoint starts with \"https://\" or "
+							"\"http://\".");
+		GUC_check_errhint("It is the collector's address with its version, "
+						  "such as \"https://acme.absmartly.io/v1\".");
+		return false;
+	}
+	if (*host == '\0' || *host == '/' || *host == ':')
+	{
+		GUC_check_errdetail("The endpoint names no host.");
+		return false;
+	}
+	for (const char *c = endpoint; *c != '\0'; c++)
+	{
+		if ((unsigned char) *c <= 0x20 || (unsigned char) *c >= 0x7f)
+		{
+			GUC_check_errdetail("An endpoint has no blanks, control "
+								"characters or non-ASCII characters.");
+			return false;
+		}
+		if (*c == '?' || *c == '#')
+		{
+			GUC_check_errdetail("An endpoint has no query and no fragment.");
+			return false;
+		}
+	}
+	if (strcspn(host, "@") < strcspn(host, "/"))
+	{
+		GUC_check_errdetail("An endpoint holds no user name or password.");
+		GUC_check_errhint("The API key is set with "
+						  "\"absmartly.api_key_file\".");
+		return false;
+	}
+	return true;
+}
+
+/* application, environment: sent in headers, kept in shared memory */
+static bool
+check_name(char **value, void **extra, GucSource source)
+{
+	if (strlen(*value) >= SHARED_MAX_NAME)
+	{
+		GUC_check_errdetail("The name has at most %d bytes.",
+							SHARED_MAX_NAME - 1);
+		return false;
+	}
+	if (has_control_characters(*value))
+	{
+		GUC_check_errdetail("The name has no control characters.");
+		return false;
+	}
+	return true;
+}
+
+static bool
+check_application_version(char **value, void **extra, GucSource source)
+{
+	if (!check_name(value, extra, source))
+		return false;
+	for (const char *c = *value; *c != '\0'; c++)
+		if ((unsigned char) *c <= 0x20 || (unsigned char) *c >= 0x7f)
+		{
+			GUC_check_errdetail("A version is a number or a semantic version, "
+								"such as \"12\" or \"1.4.0\".");
+			return false;
+		}
+	return true;
+}
+
+static bool
+check_path(char **value, void **extra, GucSource source)
+{
+	if ((*value)[0] != '\0' && !is_absolute_path(*value))
+	{
+		GUC_check_errdetail("The file must be given with an absolute path.");
+		return false;
+	}
+	return true;
+}
+
+static bool
+check_proxy(char **value, void **extra, GucSource source)
+{
+	if (has_control_characters(*value) || strchr(*value, ' ') != NULL)
+	{
+		GUC_check_errdetail("A proxy has no blanks or control characters.");
+		return false;
+	}
+	return true;
+}
+
+/*
+ * The key itself goes to the setting's extra, and the variable stays empty:
+ * the server logs changed variables at a reload.  For the same reason a wrong
+ * key gets a message without its value.
+ */
+static bool
+check_api_key(char **value, void **extra, GucSource source)
+{
+	size_t length = strlen(*value);
+	char *key;
+
+	for (const char *c = *value; *c != '\0'; c++)
+		if ((unsigned char) *c <= 0x20 || (unsigned char) *c >= 0x7f)
+		{
+			GUC_check_errmsg("invalid value for parameter "
+							 "\"absmartly.api_key\"");
+			GUC_check_errdetail("An API key has no blanks, control characters "
+								"or non-ASCII characters.");
+			return false;
+		}
+
+	key = setting_alloc(length + 1);
+	if (key == NULL)
+		return false;
+	memcpy(key, *value, length + 1);
+	*extra = key;
+	(*value)[0] = '\0';
+	return true;
+}
+
+static void
+assign_api_key(const char *value, void *extra)
+{
+	api_key = extra ? extra : "";
+}
+
+static const char *
+show_api_key(void)
+{
+	return api_key[0] != '\0' ? "********" : "";
+}
+
+const char *
+settings_api_key(void)
+{
+	return api_key;
+}
+
+static bool
+check_event_logger(char **value, void **extra, GucSource source)
+{
+	const char *dot;
+
+	if ((*value)[0] == '\0')
+		return true;
+	dot = strchr(*value, '.');
+	if (dot == NULL || dot == *value || dot[1] == '\0')
+	{
+		GUC_check_errdetail("The function must be named with its schema, such "
+							"as \"audit.absmartly_event\".");
+		return false;
+	}
+	return true;
+}
+
+static bool
+check_overrides(char **value, void **extra, GucSource source)
+{
+	OverrideList *list = NULL;
+	const JsonNode *root;
+	const char *message = NULL;
+	Arena arena;
+	EngineStatus status;
+	bool valid = false;
+
+	arena_init(&arena, &arena_malloc_source);
+	status = json_parse(*value, strlen(*value), ENGINE_MAX_DEPTH, &arena, &root,
+						&message);
+	if (status == ENGINE_NO_MEMORY)
+		GUC_check_errdetail("Out of memory.");
+	else if (status != ENGINE_OK || root->kind != JSON_OBJECT)
+	{
+		GUC_check_errdetail("It must be a JSON object that maps names of "
+							"experiments to variants.");
+		GUC_check_errhint("For example: SET absmartly.overrides = "
+						  "'{\"checkout_button\": 1}'.");
+	}
+	else
+	{
+		size_t size =
+			offsetof(OverrideList, entries) + root->count * sizeof(Override);
+		char *names;
+
+		for (uint32_t i = 0; i < root->count; i++)
+			size += json_member_name(root, i)->count + 1;
+		list = setting_alloc(size);
+		valid = (list != NULL);
+		if (valid)
+		{
+			list->count = root->count;
+			names = (char *) &list->entries[root->count];
+		}
+		for (uint32_t i = 0; valid && i < root->count; i++)
+		{
+			const JsonNode *name = json_member_name(root, i);
+			const JsonNode *variant = json_member_value(root, i);
+
+			if (variant->kind != JSON_NUMBER || variant->number < INT_MIN ||
+				variant->number > INT_MAX ||
+				variant->number != (int32) variant->number)
+			{
+				GUC_check_errdetail("The variant of experiment \"%s\" is not "
+									"an integer.",
+									json_text(name));
+				valid = false;
+				break;
+			}
+			memcpy(names, json_text(name), name->count);
+			names[name->count] = '\0';
+			list->entries[i].name = names;
+			list->entries[i].length = name->count;
+			list->entries[i].variant = (int32) variant->number;
+			names += name->count + 1;
+		}
+		if (!valid && list != NULL)
+		{
+			setting_free(list);
+			list = NULL;
+		}
+	}
+	arena_release(&arena);
+	*extra = list;
+	return valid;
+}
+
+static void
+assign_overrides(const char *value, void *extra)
+{
+	overrides = extra;
+	settings_have_overrides_flag = overrides != NULL && overrides->count > 0;
+}
+
+const int32 *
+settings_override(const char *name, size_t length)
+{
+	if (overrides == NULL)
+		return NULL;
+	for (int i = 0; i < overrides->count; i++)
+		if (overrides->entries[i].length == length &&
+			memcmp(overrides->entries[i].name, name, length) == 0)
+			return &overrides->entries[i].variant;
+	return NULL;
+}
+
+static bool
+check_databases(char **value, void **extra, GucSource source)
+{
+	char *copy = pstrdup(*value);
+	List *names = NIL;
+	bool valid = SplitIdentifierString(copy, ',', &names);
+
+	if (!valid)
+		GUC_check_errdetail("It must be a list of names, separated by commas.");
+	list_free(names);
+	pfree(copy);
+	return valid;
+}
+
+bool
+settings_database_wanted(const char *name)
+{
+	char *copy;
+	List *names = NIL;
+	ListCell *cell;
+	bool wanted;
+
+	if (settings_databases == NULL)
+		return true;
+	copy = pstrdup(settings_databases);
+	if (!SplitIdentifierString(copy, ',', &names))
+		names = NIL;
+	wanted = (names == NIL);
+	foreach (cell, names)
+		wanted |= strcmp(lfirst(cell), name) == 0;
+	list_free(names);
+	pfree(copy);
+	return wanted;
+}
+
+/*
+ * Definitions
+ */
+
+static void
+define_string(const char *name, const char *description, char **variable,
+			  const char *default_value, GucContext context, int flags,
+			  GucStringCheckHook check, GucStringAssignHook assign,
+			  GucShowHook show)
+{
+	DefineCustomStringVariable(name, description, NULL, variable, default_value,
+							   context, flags, check, assign, show);
+}
+
+static void
+define_int(const char *name, const char *description, int *variable,
+		   int default_value, int min, int max, int flags)
+{
+	DefineCustomIntVariable(name, description, NULL, variable, default_value,
+							min, max, PGC_SUSET, flags, NULL, NULL, NULL);
+}
+
+void
+settings_define(void)
+{
+	define_string("absmartly.endpoint",
+				  "Address of the ABsmartly collector, with its version.",
+				  &settings_endpoint, "", PGC_SUSET, 0, check_endpoint, NULL,
+				  NULL);
+	define_string("absmartly.api_key_file",
+				  "File that holds the API key for the collector.",
+				  &settings_api_key_file, "", PGC_SUSET, GUC_SUPERUSER_ONLY,
+				  check_path, NULL, NULL);
+	define_string(
+		"absmartly.api_key", "API key for the collector, if not in a file.",
+		&api_key_shown, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY | GUC_NO_SHOW_ALL,
+		check_api_key, assign_api_key, show_api_key);
+	define_string("absmartly.application",
+				  "Name of the application, as it is known to ABsmartly.",
+				  &settings_application, "", PGC_SUSET, 0, check_name, NULL,
+				  NULL);
+	define_string("absmartly.application_version",
+				  "Version of the application: a number or a semantic version.",
+				  &settings_application_version, "0", PGC_SUSET, 0,
+				  check_application_version, NULL, NULL);
+	define_string("absmartly.environment",
+				  "Environment of the application, such as production.",
+				  &settings_environment, "", PGC_SUSET, 0, check_name, NULL,
+				  NULL);
+	define_int("absmartly.refresh_interval",
+			   "Time between two fetches of the experiments; 0: only on "
+			   "request.",
+			   &settings_refresh_interval, 60, 0, INT_MAX / 1000, GUC_UNIT_S);
+	define_int("absmartly.connect_timeout",
+			   "Longest time that connecting to the collector may take.",
+			   &settings_connect_timeout, 3000, 1, INT_MAX, GUC_UNIT_MS);
+	define_int("absmartly.request_timeout",
+			   "Longest time that a request to the collector may take.",
+			   &settings_request_timeout, 10000, 1, INT_MAX, GUC_UNIT_MS);
+	define_int("absmartly.max_retries",
+			   "Number of retries before a request to the collector counts as "
+			   "failed.",
+			   &settings_max_retries, 5, 0, 100, 0);
+	define_string("absmartly.ca_file",
+				  "File of certificates to trust, instead of the system's.",
+				  &settings_ca_file, "", PGC_SUSET, 0, check_path, NULL, NULL);
+	define_string("absmartly.proxy", "Proxy for requests to the collector.",
+				  &settings_proxy, "", PGC_SUSET, GUC_SUPERUSER_ONLY,
+				  check_proxy, NULL, NULL);
+	define_string("absmartly.event_logger",
+				  "Function that is called with the events of the SDK.",
+				  &settings_event_logger, "", PGC_SUSET, 0, check_event_logger,
+				  NULL, NULL);
+	define_string("absmartly.databases",
+				  "Databases that have a worker; empty: all with the "
+				  "extension.",
+				  &settings_databases, "", PGC_SIGHUP, GUC_LIST_INPUT,
+				  check_databases, NULL, NULL);
+	DefineCustomEnumVariable("absmartly.on_not_ready",
+							 "What an assignment does before any data was "
+							 "loaded.",
+							 NULL, &settings_on_not_ready, ON_NOT_READY_ERROR,
+							 on_not_ready_options, PGC_USERSET, 0, NULL, NULL,
+							 NULL);
+	define_string("absmartly.overrides",
+				  "Variants to give instead of the assigned ones, as a JSON "
+				  "object.",
+				  &overrides_text, "{}", PGC_USERSET, 0, check_overrides,
+				  assign_overrides, NULL);
+	DefineCustomBoolVariable("absmartly.include_system_attributes",
+							 "Lets audiences see application, environment and "
+							 "app_version.",
+							 NULL, &settings_include_system_attributes, false,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
+
+	MarkGUCPrefixReserved("absmartly");
+}

@@ -1,0 +1,59 @@
+/*
+ * settings.h
+ *		The extension's settings (DESIGN 4).
+ *
+ * Those that act in the worker hold the worker's effective values only in the
+ * worker's own process; backends must read what the worker made of them from
+ * shared memory (data/shared.h).
+ */
+#ifndef ABSMARTLY_SETTINGS_H
+#define ABSMARTLY_SETTINGS_H
+
+#include "postgres.h"
+
+typedef enum OnNotReady
+{
+	ON_NOT_READY_ERROR,
+	ON_NOT_READY_CONTROL
+} OnNotReady;
+
+/* acting in the worker */
+extern char *settings_endpoint;
+extern char *settings_api_key_file;
+extern char *settings_application;
+extern char *settings_application_version;
+extern char *settings_environment;
+extern int settings_refresh_interval; /* s */
+extern int settings_connect_timeout; /* ms */
+extern int settings_request_timeout; /* ms */
+extern int settings_max_retries;
+extern char *settings_ca_file;
+extern char *settings_proxy;
+extern char *settings_event_logger;
+
+/* acting in the launcher */
+extern char *settings_databases;
+
+/* acting in backends */
+extern int settings_on_not_ready;
+extern bool settings_include_system_attributes;
+
+/* The API key of the configuration file, or "".  Never log it. */
+extern const char *settings_api_key(void);
+
+/*
+ * The variant that absmartly.overrides gives an experiment, by its name in
+ * UTF-8; NULL if none.  settings_have_overrides() is the cheap question to ask
+ * first.
+ */
+extern bool settings_have_overrides_flag;
+#define settings_have_overrides() (settings_have_overrides_flag)
+extern const int32 *settings_override(const char *name, size_t length);
+
+/* Whether absmartly.databases lets this database have a worker. */
+extern bool settings_database_wanted(const char *name);
+
+/* Defines all settings. */
+extern void settings_define(void);
+
+#endif /* ABSMARTLY_SETTINGS_H */
