@@ -1,0 +1,201 @@
+/*
+ * logger.c
+ *		The event logger: a function of the user's that is told what happens.
+ *
+ * The function runs as its owner, in a security-restricted operation and with
+ * a safe search path, wherever it is called: naming it gives it no rights that
+ * its owner lacks.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "miscadmin.h"
+#include "parser/parse_func.h"
+#include "pgstat.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/regproc.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/varlena.h"
+
+#include "compat.h"
+#include "data/store.h"
+#include "events/logger.h"
+#include "settings.h"
+
+/* a logger that runs for longer is cancelled: the worker has other work */
+#define LOGGER_TIMEOUT_MS 60000
+
+bool
+logger_wanted(void)
+{
+	return settings_event_logger != NULL && settings_event_logger[0] != '\0';
+}
+
+/* The logger's function and its owner.  Raises if there is none. */
+static Oid
+find_function(Oid *owner)
+{
+	Oid types[3] = {JSONBOID, TEXTOID, JSONBOID};
+	Oid function;
+	HeapTuple tuple;
+
+	function = LookupFuncName(qualified_name_list(settings_event_logger), 3,
+							  types, true);
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("event logger \"%s\" does not exist",
+						settings_event_logger),
+				 errhint("\"absmartly.event_logger\" names a function with "
+						 "arguments (context jsonb, event text, data "
+						 "jsonb).")));
+	*owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+	ReleaseSysCache(tuple);
+	return function;
+}
+
+/* {source, pid, id, database} */
+static Datum
+worker_context(void)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue *result;
+	const char *database = get_database_name(MyDatabaseId);
+	const struct
+	{
+		const char *key;
+		JsonbValue value;
+	} members[] = {
+		{"source",
+		 {.type = jbvString, .val.string = {strlen("worker"), "worker"}}},
+		{"pid",
+		 {.type = jbvNumeric,
+		  .val.numeric = DatumGetNumeric(
+			  DirectFunctionCall1(int4_numeric, Int32GetDatum(MyProcPid)))}},
+		{"id", {.type = jbvNull}},
+		{"database",
+		 {.type = jbvString,
+		  .val.string = {strlen(database), unconstify(char *, database)}}}};
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	for (int i = 0; i < (int) lengthof(members); i++)
+	{
+		JsonbValue key = {.type = jbvString,
+						  .val.string = {strlen(members[i].key),
+										 unconstify(char *, members[i].key)}};
+		JsonbValue value = members[i].value;
+
+		pushJsonbValue(&state, WJB_KEY, &key);
+		pushJsonbValue(&state, WJB_VALUE, &value);
+	}
+	result = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	return JsonbPGetDatum(JsonbValueToJsonb(result));
+}
+
+static void
+call_function(Datum context, const char *event, Datum data)
+{
+	LOCAL_FCINFO(call, 3);
+	FmgrInfo info;
+	Oid owner;
+	Oid function = find_function(&owner);
+	Oid saved_user;
+	int saved_security;
+	int nest_level;
+
+	GetUserIdAndSecContext(&saved_user, &saved_security);
+	SetUserIdAndSecContext(owner,
+						   saved_security | SECURITY_RESTRICTED_OPERATION);
+	nest_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+
+	/* whatever it returns: it may be null */
+	fmgr_info(function, &info);
+	InitFunctionCallInfoData(*call, &info, 3, InvalidOid, NULL, NULL);
+	call->args[0].value = context;
+	call->args[0].isnull = false;
+	call->args[1].value = CStringGetTextDatum(event);
+	call->args[1].isnull = false;
+	call->args[2].value = data;
+	call->args[2].isnull = false;
+	(void) FunctionCallInvoke(call);
+
+	AtEOXact_GUC(false, nest_level);
+	SetUserIdAndSecContext(saved_user, saved_security);
+}
+
+/* JSON text as a datum; null where jsonb can't hold it. */
+static Datum
+data_datum(const char *data, size_t length)
+{
+	SnapshotHost host;
+	Arena arena;
+	ArenaSource source = arena_malloc_source;
+	const JsonNode *root;
+	const void *stored;
+	size_t size;
+	Datum result;
+
+	store_host_init(&host, CurrentMemoryContext);
+	arena_init(&arena, &source);
+	if (json_parse(data, length, ENGINE_MAX_DEPTH, &arena, &root, NULL) ==
+			ENGINE_OK &&
+		host.store_json(host.context, root, &stored, &size) == ENGINE_OK)
+		result = PointerGetDatum(stored);
+	else
+		result = DirectFunctionCall1(jsonb_in, CStringGetDatum("null"));
+	arena_release(&arena);
+	return result;
+}
+
+void
+logger_emit_from_worker(const char *event, const char *data, size_t length)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		Datum json;
+
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		json = data_datum(data, length);
+		enable_timeout_after(STATEMENT_TIMEOUT, LOGGER_TIMEOUT_MS);
+		call_function(worker_context(), event, json);
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		MemoryContextSwitchTo(context);
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("absmartly: event logger \"%s\" failed at event "
+						"\"%s\": %s",
+						settings_event_logger, event, error->message)));
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	pgstat_report_stat(true);
+}

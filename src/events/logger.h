@@ -1,0 +1,22 @@
+/*
+ * logger.h
+ *		The event logger: a function of the user's that is told what happens
+ *		(DESIGN 7.4).
+ */
+#ifndef ABSMARTLY_EVENTS_LOGGER_H
+#define ABSMARTLY_EVENTS_LOGGER_H
+
+#include "postgres.h"
+
+/* Whether absmartly.event_logger is set here. */
+extern bool logger_wanted(void);
+
+/*
+ * Tells the worker's logger of an event, in a transaction of its own.  data is
+ * JSON text in UTF-8; where jsonb can't hold it, null is passed.  A failing
+ * logger is reported at WARNING; nothing is raised.
+ */
+extern void logger_emit_from_worker(const char *event, const char *data,
+									size_t length);
+
+#endif /* ABSMARTLY_EVENTS_LOGGER_H */

@@ -1,0 +1,21 @@
+/*
+ * worker.h
+ *		The worker of one database.
+ */
+#ifndef ABSMARTLY_WORKER_WORKER_H
+#define ABSMARTLY_WORKER_WORKER_H
+
+#include "postgres.h"
+
+#include "data/shared.h"
+
+/*
+ * A worker's main function; argument is the database's OID.  Ends with exit
+ * code 0 when it is asked to go or finds no extension.
+ */
+extern PGDLLEXPORT void absmartly_worker_main(Datum argument);
+
+/* Tells the others what the worker is doing, if that has changed. */
+extern void worker_set_state(DatabaseState *database, WorkerState worker_state);
+
+#endif /* ABSMARTLY_WORKER_WORKER_H */
