@@ -1,0 +1,481 @@
+/*
+ * admin.c
+ *		Functions on the shared data as a whole: readiness, refreshing,
+ *		loading by hand, statistics (DESIGN 3.3).
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/dbcommands.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/condition_variable.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "data/file.h"
+#include "data/shared.h"
+#include "data/store.h"
+#include "data/version.h"
+#include "engine/snapshot.h"
+#include "settings.h"
+#include "sql/text.h"
+
+PG_FUNCTION_INFO_V1(absmartly_is_ready);
+PG_FUNCTION_INFO_V1(absmartly_wait_until_ready);
+PG_FUNCTION_INFO_V1(absmartly_refresh);
+PG_FUNCTION_INFO_V1(absmartly_set_context_data);
+PG_FUNCTION_INFO_V1(absmartly_shared_data);
+PG_FUNCTION_INFO_V1(absmartly_stat_get);
+PG_FUNCTION_INFO_V1(absmartly_stat_reset);
+
+/* how long absmartly_set_context_data() waits for a worker's first sign */
+#define TARGET_TIMEOUT_MS 10000
+
+/* Raises where a function needs the worker and there can be none. */
+static void
+require_workers(const char *function)
+{
+	if (shared_available())
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s needs the background worker of absmartly", function),
+			 errdetail("The library was not loaded at server start."),
+			 errhint("Add absmartly to \"shared_preload_libraries\" and "
+					 "restart the server.")));
+}
+
+/* This database's state; asks for a worker if there is none. */
+static DatabaseState *
+my_state(void)
+{
+	DatabaseState *state = shared_my_database();
+
+	if (state == NULL || state->worker_pid == 0)
+		shared_request_probe(MyDatabaseId);
+	return state;
+}
+
+/* The moment at which a time-out ends; a negative or NULL one is refused. */
+static TimestampTz
+deadline(FunctionCallInfo fcinfo, int argument)
+{
+	Interval *timeout;
+	double ms;
+
+	if (PG_ARGISNULL(argument))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("the time-out must not be null")));
+	timeout = PG_GETARG_INTERVAL_P(argument);
+	ms = timeout->time / 1000.0 +
+		 (timeout->day + timeout->month * (double) DAYS_PER_MONTH) *
+			 SECS_PER_DAY * 1000.0;
+	if (ms < 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("the time-out must not be negative")));
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+									   (int64) Min(ms, 1000.0 * SECS_PER_YEAR));
+}
+
+/*
+ * Sleeps until something changes in state, or a little while if there is no
+ * state to watch.  False when the deadline has passed.
+ */
+static bool
+wait_for_change(DatabaseState *state, TimestampTz until)
+{
+	long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+
+	if (left <= 0)
+		return false;
+	if (state != NULL)
+		ConditionVariableTimedSleep(&state->changed, Min(left, 1000L),
+									PG_WAIT_EXTENSION);
+	else
+	{
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(left, 20L), PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return true;
+}
+
+static bool
+is_ready(void)
+{
+	DataInfo info;
+
+	return version_info(&info);
+}
+
+/*
+ * absmartly_is_ready() -> boolean
+ */
+Datum
+absmartly_is_ready(PG_FUNCTION_ARGS)
+{
+	if (!shared_available())
+		PG_RETURN_BOOL(data_version() != NULL);
+	(void) my_state();
+	PG_RETURN_BOOL(is_ready());
+}
+
+/*
+ * absmartly_wait_until_ready(timeout interval) -> boolean
+ *		Whether there is data, before or when the time is over.
+ */
+Datum
+absmartly_wait_until_ready(PG_FUNCTION_ARGS)
+{
+	TimestampTz until = deadline(fcinfo, 0);
+
+	if (!shared_available())
+		PG_RETURN_BOOL(data_version() != NULL);
+	while (!is_ready())
+	{
+		DatabaseState *state = my_state();
+
+		if (!wait_for_change(state, until))
+			break;
+	}
+	ConditionVariableCancelSleep();
+	version_unpin_statement();
+	PG_RETURN_BOOL(is_ready());
+}
+
+/*
+ * absmartly_refresh(timeout interval) -> bigint
+ *		Waits for a fetch that starts now or later; the data's generation.
+ */
+Datum
+absmartly_refresh(PG_FUNCTION_ARGS)
+{
+	TimestampTz until = deadline(fcinfo, 0);
+	DatabaseState *state;
+	uint64 ticket = 0;
+	uint64 generation = 0;
+	bool finished = false;
+	bool failed = false;
+	char error[SHARED_MAX_ERROR] = "";
+
+	require_workers("absmartly_refresh()");
+	for (;;)
+	{
+		state = my_state();
+		if (state != NULL)
+		{
+			LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+			if (ticket == 0)
+				ticket = ++state->refresh_requested;
+			finished = state->refresh_finished >= ticket && !state->suspended;
+			if (finished)
+			{
+				failed = state->refresh_succeeded < ticket;
+				strlcpy(error, state->refresh_error, sizeof(error));
+				generation = state->generation;
+			}
+			else
+				strlcpy(error, state->fetch.last_error, sizeof(error));
+			LWLockRelease(&state->lock);
+			if (finished)
+				break;
+			shared_wake_worker(state);
+		}
+		if (!wait_for_change(state, until))
+			break;
+	}
+	ConditionVariableCancelSleep();
+
+	if (!finished)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("time-out while waiting for the experiments of "
+						"database \"%s\"",
+						get_database_name(MyDatabaseId)),
+				 state == NULL || state->worker_pid == 0
+					 ? errdetail("No worker of absmartly runs for this "
+								 "database.")
+				 : error[0] != '\0' ? errdetail("Last error: %s.", error)
+									: 0,
+				 errhint("The view \"absmartly_stat\" shows what the worker "
+						 "does.")));
+	if (failed)
+		ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
+						errmsg("could not fetch the experiments: %s", error)));
+
+	version_unpin_statement();
+	PG_RETURN_INT64((int64) generation);
+}
+
+/*
+ * What data is loaded for by hand.  Where there is a worker it says so; it may
+ * have to be started first.
+ */
+static DatabaseState *
+loading_target(DataTarget *target)
+{
+	TimestampTz until =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), TARGET_TIMEOUT_MS);
+	DatabaseState *state;
+	bool known = false;
+
+	if (!shared_available())
+	{
+		const DataVersion *version = data_version();
+
+		if (version != NULL)
+			*target = version->target;
+		else
+		{
+			memset(target, 0, sizeof(*target));
+			strlcpy(target->endpoint, settings_endpoint, SHARED_MAX_ENDPOINT);
+			strlcpy(target->application, settings_application, SHARED_MAX_NAME);
+			strlcpy(target->environment, settings_environment, SHARED_MAX_NAME);
+			strlcpy(target->application_version, settings_application_version,
+					SHARED_MAX_NAME);
+		}
+		return NULL;
+	}
+
+	for (;;)
+	{
+		state = my_state();
+		if (state != NULL)
+		{
+			LWLockAcquire(&state->lock, LW_SHARED);
+			known = state->target_known && !state->suspended;
+			*target = state->target;
+			LWLockRelease(&state->lock);
+			if (known)
+				break;
+		}
+		if (!wait_for_change(state, until))
+			break;
+	}
+	ConditionVariableCancelSleep();
+
+	if (!known)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("no worker of absmartly serves database \"%s\"",
+						get_database_name(MyDatabaseId)),
+				 errhint("Check \"absmartly.databases\" and "
+						 "\"max_worker_processes\", and that CREATE EXTENSION "
+						 "is committed.")));
+	return state;
+}
+
+/*
+ * absmartly_set_context_data(data json) -> void
+ *		Puts data in force until the next fetch.
+ */
+Datum
+absmartly_set_context_data(PG_FUNCTION_ARGS)
+{
+	text *json = PG_GETARG_TEXT_PP(0);
+	EngineText data = text_datum_to_utf8(json);
+	TimestampTz now = GetCurrentTimestamp();
+	DataTarget target;
+	DatabaseState *state = loading_target(&target);
+	bool unchanged;
+
+	(void) version_publish(state, &target, data.data, data.length, DATA_SET,
+						   now, &unchanged);
+	if (!unchanged)
+		(void) file_write(MyDatabaseId, &target, now, DATA_SET, data.data,
+						  data.length);
+	version_unpin_statement();
+	PG_RETURN_VOID();
+}
+
+/*
+ * absmartly_shared_data() -> (data, generation, source, endpoint, application,
+ * environment, fetched_at), no row if there is no data
+ */
+Datum
+absmartly_shared_data(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	const DataVersion *version = data_version();
+	Datum values[7];
+	bool nulls[7] = {false};
+	EngineText raw;
+	DataInfo info;
+	const char *data;
+
+	materialized_srf(fcinfo);
+	if (version == NULL)
+		return (Datum) 0;
+
+	raw = snapshot_text(data_version_snapshot(version),
+						data_version_snapshot(version)->raw);
+	data = store_database_text(raw.data, raw.length);
+	if (data != NULL)
+		values[0] = CStringGetTextDatum(data);
+	else
+		nulls[0] = true;
+	values[1] = Int64GetDatum((int64) version->generation);
+	(void) version_info(&info);
+	values[2] = CStringGetTextDatum(data_source_name(info.source));
+	values[3] = CStringGetTextDatum(version->target.endpoint);
+	values[4] = CStringGetTextDatum(version->target.application);
+	values[5] = CStringGetTextDatum(version->target.environment);
+	values[6] = TimestampTzGetDatum(info.fetched_at);
+	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	return (Datum) 0;
+}
+
+static const char *
+worker_state_name(WorkerState state)
+{
+	switch (state)
+	{
+		case WORKER_NONE:
+			return "not running";
+		case WORKER_STARTING:
+			return "starting";
+		case WORKER_IDLE:
+			return "idle";
+		case WORKER_FETCHING:
+			return "fetching";
+		case WORKER_RETRYING:
+			return "retrying";
+		case WORKER_BACKING_OFF:
+			return "backing off";
+		case WORKER_LOGGING:
+			return "logging";
+	}
+	return "unknown";
+}
+
+/* A row of absmartly_stat while it is put together. */
+typedef struct StatRow
+{
+	Datum values[32];
+	bool nulls[32];
+	int count;
+} StatRow;
+
+static void
+stat_add(StatRow *row, Datum value)
+{
+	Assert(row->count < (int) lengthof(row->values));
+	row->nulls[row->count] = false;
+	row->values[row->count++] = value;
+}
+
+static void
+stat_add_null(StatRow *row)
+{
+	Assert(row->count < (int) lengthof(row->values));
+	row->nulls[row->count] = true;
+	row->values[row->count++] = (Datum) 0;
+}
+
+static void
+stat_add_text(StatRow *row, const char *text)
+{
+	if (text == NULL || text[0] == '\0')
+		stat_add_null(row);
+	else
+		stat_add(row, CStringGetTextDatum(text));
+}
+
+static void
+stat_add_time(StatRow *row, TimestampTz time)
+{
+	if (time == 0)
+		stat_add_null(row);
+	else
+		stat_add(row, TimestampTzGetDatum(time));
+}
+
+/*
+ * absmartly_stat_get() -> one row; the view absmartly_stat names its columns
+ */
+Datum
+absmartly_stat_get(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	const DataVersion *version = data_version();
+	const SnapImage *snapshot = version ? data_version_snapshot(version) : NULL;
+	DatabaseState *state = shared_my_database();
+	DatabaseState *copy = palloc0(sizeof(DatabaseState));
+	StatRow row = {.count = 0};
+	DataInfo info;
+
+	if (state != NULL)
+	{
+		LWLockAcquire(&state->lock, LW_SHARED);
+		memcpy(copy, state, sizeof(DatabaseState));
+		LWLockRelease(&state->lock);
+	}
+
+	stat_add_text(&row, shared_available() ? "preloaded" : "not preloaded");
+	if (copy->worker_pid != 0)
+		stat_add(&row, Int32GetDatum(copy->worker_pid));
+	else
+		stat_add_null(&row);
+	stat_add_text(&row, worker_state_name(copy->worker_state));
+	stat_add(&row, BoolGetDatum(version != NULL));
+	if (version != NULL && version_info(&info))
+	{
+		stat_add(&row, Int64GetDatum((int64) version->generation));
+		stat_add_text(&row, data_source_name(info.source));
+		stat_add(&row, Int32GetDatum((int32) snapshot->nexperiments));
+		stat_add(&row, Int32GetDatum((int32) snapshot->nleft_out));
+		stat_add_time(&row, info.fetched_at);
+	}
+	else
+		for (int i = 0; i < 5; i++)
+			stat_add_null(&row);
+	stat_add_time(&row, copy->fetch.last_success_at);
+	stat_add_text(&row, copy->fetch.last_error);
+	stat_add_time(&row, copy->fetch.last_error_at);
+	stat_add(&row, Int64GetDatum(copy->fetch.requests));
+	stat_add(&row, Int64GetDatum(copy->fetch.failures));
+	stat_add(&row, Int64GetDatum(copy->fetch.retries));
+	stat_add(&row, Int64GetDatum(copy->fetch.bytes_received));
+	stat_add(&row, Float8GetDatum(copy->fetch.latency_last_ms));
+	stat_add(&row, Float8GetDatum(copy->fetch.requests > 0
+									  ? copy->fetch.latency_total_ms /
+											copy->fetch.requests
+									  : 0.0));
+	stat_add(&row, Int32GetDatum((DsaPointerIsValid(copy->current) ? 1 : 0) +
+								 (int32) copy->nretired));
+	stat_add(&row, Int64GetDatum((int64) copy->version_bytes));
+	stat_add_time(&row, copy->fetch.reset_at);
+
+	materialized_srf(fcinfo);
+	if (result->setDesc->natts != row.count)
+		elog(ERROR, "absmartly_stat_get() gives %d columns, not %d", row.count,
+			 result->setDesc->natts);
+	tuplestore_putvalues(result->setResult, result->setDesc, row.values,
+						 row.nulls);
+	return (Datum) 0;
+}
+
+/*
+ * absmartly_stat_reset() -> void
+ *		Sets this database's counters to zero.
+ */
+Datum
+absmartly_stat_reset(PG_FUNCTION_ARGS)
+{
+	DatabaseState *state = shared_my_database();
+
+	if (state != NULL)
+	{
+		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+		memset(&state->fetch, 0, sizeof(state->fetch));
+		state->fetch.reset_at = GetCurrentTimestamp();
+		LWLockRelease(&state->lock);
+	}
+	PG_RETURN_VOID();
+}

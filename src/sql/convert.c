@@ -1,0 +1,338 @@
+/*
+ * convert.c
+ *		JSON values as values of SQL types.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/htup_details.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/lsyscache.h"
+#include "utils/resowner.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "sql/convert.h"
+#include "sql/jsonb_value.h"
+
+static TargetKind
+target_kind(Oid base_type)
+{
+	switch (base_type)
+	{
+		case JSONBOID:
+			return TARGET_JSONB;
+		case JSONOID:
+			return TARGET_JSON;
+		case BOOLOID:
+			return TARGET_BOOLEAN;
+		case INT2OID:
+			return TARGET_INT2;
+		case INT4OID:
+			return TARGET_INT4;
+		case INT8OID:
+			return TARGET_INT8;
+		case FLOAT4OID:
+			return TARGET_FLOAT4;
+		case FLOAT8OID:
+			return TARGET_FLOAT8;
+		case NUMERICOID:
+			return TARGET_NUMERIC;
+		case TEXTOID:
+		case VARCHAROID:
+		case BPCHAROID:
+			return TARGET_TEXT;
+		default:
+			return TARGET_OTHER;
+	}
+}
+
+void
+target_init(Target *target, Oid type, MemoryContext context)
+{
+	Oid base_type = getBaseType(type);
+	Oid input;
+
+	target->kind = target_kind(base_type);
+	target->by_input = target->kind == TARGET_OTHER || base_type != type;
+	if (target->by_input)
+	{
+		getTypeInputInfo(type, &input, &target->io_parameter);
+		fmgr_info_cxt(input, &target->input, context);
+	}
+	target->type = type;
+}
+
+/*
+ * The input function, with an error for what does not fit turned into false.
+ */
+#ifdef COMPAT_SOFT_ERRORS
+
+static bool
+call_input(Target *target, char *text, Datum *result)
+{
+	ErrorSaveContext errors = {T_ErrorSaveContext};
+
+	return InputFunctionCallSafe(&target->input, text, target->io_parameter, -1,
+								 (Node *) &errors, result);
+}
+
+#else
+
+/*
+ * Whether the type's input function is one of the server's that look at
+ * nothing but their argument: no element types, no catalogs beyond a cache.
+ */
+static bool
+has_plain_input(const Target *target)
+{
+	HeapTuple tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(target->type));
+	Form_pg_type form;
+	bool result;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for type %u", target->type);
+	form = (Form_pg_type) GETSTRUCT(tuple);
+	/* the numeric category is that of the regclass kind, too */
+	result = target->input.fn_oid < FirstGenbkiObjectId &&
+			 (form->typtype == TYPTYPE_BASE || form->typtype == TYPTYPE_ENUM) &&
+			 !OidIsValid(form->typelem) &&
+			 form->typcategory != TYPCATEGORY_NUMERIC;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/* For functions that have nothing to clean up when they fail. */
+static bool
+call_plain_input(Target *target, char *text, Datum *result)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool fits = true;
+
+	PG_TRY();
+	{
+		*result =
+			InputFunctionCall(&target->input, text, target->io_parameter, -1);
+	}
+	PG_CATCH();
+	{
+		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(caller);
+		FlushErrorState();
+		fits = false;
+	}
+	PG_END_TRY();
+	return fits;
+}
+
+/*
+ * Whether an error says that a text is no value of a type: it is malformed,
+ * breaks a constraint, or names something that does not exist.
+ */
+static bool
+error_is_about_value(int code)
+{
+	return ERRCODE_TO_CATEGORY(code) == ERRCODE_DATA_EXCEPTION ||
+		   ERRCODE_TO_CATEGORY(code) ==
+			   ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION ||
+		   ERRCODE_TO_CATEGORY(code) ==
+			   ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION;
+}
+
+/* For all others: what they leave behind is rolled back. */
+static bool
+call_input_in_subtransaction(Target *target, char *text, Datum *result)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool fits = true;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(caller);
+	PG_TRY();
+	{
+		*result =
+			InputFunctionCall(&target->input, text, target->io_parameter, -1);
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(caller);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(caller);
+		CurrentResourceOwner = owner;
+		if (!error_is_about_value(error->sqlerrcode))
+			ReThrowError(error);
+		FreeErrorData(error);
+		fits = false;
+	}
+	PG_END_TRY();
+	return fits;
+}
+
+/*
+ * In parallel mode there are no subtransactions: there the error of a type of
+ * an extension's or the user's reaches the user.
+ */
+static bool
+call_input(Target *target, char *text, Datum *result)
+{
+	if (has_plain_input(target))
+		return call_plain_input(target, text, result);
+	if (!IsInParallelMode())
+		return call_input_in_subtransaction(target, text, result);
+	*result = InputFunctionCall(&target->input, text, target->io_parameter, -1);
+	return true;
+}
+
+#endif /* COMPAT_SOFT_ERRORS */
+
+/*
+ * The text that the input function gets; NULL if values of this kind do not
+ * fit the type.
+ */
+static char *
+input_text(TargetKind kind, const Value *value, const Jsonb *jsonb)
+{
+	bool fits;
+
+	switch (kind)
+	{
+		case TARGET_JSONB:
+		case TARGET_JSON:
+			fits = true;
+			break;
+		case TARGET_BOOLEAN:
+			fits = value->kind == VALUE_BOOLEAN;
+			break;
+		case TARGET_TEXT:
+			fits = true;
+			break;
+		case TARGET_OTHER:
+			fits = value->kind == VALUE_STRING;
+			break;
+		default:
+			fits = value->kind == VALUE_NUMBER;
+			break;
+	}
+	if (!fits)
+		return NULL;
+	if (value->kind == VALUE_STRING && kind != TARGET_JSONB &&
+		kind != TARGET_JSON)
+		return pnstrdup(value->u.string.data, value->u.string.length);
+	return JsonbToCString(NULL, unconstify(JsonbContainer *, &jsonb->root),
+						  VARSIZE(jsonb));
+}
+
+/* The number that a scalar jsonb is. */
+static Numeric
+scalar_number(const Jsonb *jsonb)
+{
+	const char *data = (const char *) &jsonb->root.children[1];
+
+	return (Numeric) unconstify(char *, data);
+}
+
+static bool
+convert_integer(TargetKind kind, Numeric number, Datum *result)
+{
+	int64 integer;
+
+	if (!jsonb_number_int64(number, &integer))
+		return false;
+	switch (kind)
+	{
+		case TARGET_INT2:
+			*result = Int16GetDatum((int16) integer);
+			return integer == (int16) integer;
+		case TARGET_INT4:
+			*result = Int32GetDatum((int32) integer);
+			return integer == (int32) integer;
+		default:
+			*result = Int64GetDatum(integer);
+			return true;
+	}
+}
+
+static bool
+convert_number(TargetKind kind, Numeric number, Datum *result)
+{
+	double approximate;
+
+	switch (kind)
+	{
+		case TARGET_NUMERIC:
+			*result = datumCopy(NumericGetDatum(number), false, -1);
+			return true;
+		case TARGET_FLOAT4:
+			approximate = jsonb_number_double(number);
+			*result = Float4GetDatum((float4) approximate);
+			return !isinf((float4) approximate);
+		case TARGET_FLOAT8:
+			approximate = jsonb_number_double(number);
+			*result = Float8GetDatum(approximate);
+			return !isinf(approximate);
+		default:
+			return convert_integer(kind, number, result);
+	}
+}
+
+bool
+target_convert(Target *target, const Jsonb *jsonb, Datum *result, bool *is_null)
+{
+	bool json = target->kind == TARGET_JSONB || target->kind == TARGET_JSON;
+	Value value;
+	char *text;
+
+	*is_null = false;
+	jsonb_to_value(jsonb, &value);
+
+	if (value.kind == VALUE_NULL && !json)
+	{
+		*is_null = true;
+		*result = (Datum) 0;
+		/* a domain may refuse it */
+		return !target->by_input || call_input(target, NULL, result);
+	}
+	if (target->by_input)
+	{
+		text = input_text(target->kind, &value, jsonb);
+		return text != NULL && call_input(target, text, result);
+	}
+
+	switch (target->kind)
+	{
+		case TARGET_JSONB:
+			*result = datumCopy(PointerGetDatum(jsonb), false, -1);
+			return true;
+		case TARGET_JSON:
+		case TARGET_TEXT:
+			if (json || value.kind != VALUE_STRING)
+				*result = CStringGetTextDatum(
+					input_text(target->kind, &value, jsonb));
+			else
+				*result = PointerGetDatum(cstring_to_text_with_len(
+					value.u.string.data, (int) value.u.string.length));
+			return true;
+		case TARGET_BOOLEAN:
+			if (value.kind != VALUE_BOOLEAN)
+				return false;
+			*result = BoolGetDatum(value.u.boolean);
+			return true;
+		default:
+			return value.kind == VALUE_NUMBER &&
+				   convert_number(target->kind, scalar_number(jsonb), result);
+	}
+}

@@ -1,0 +1,91 @@
+/*
+ * text.c
+ *		Text at the boundary between SQL and the engine.
+ */
+#include "postgres.h"
+
+#include "utils/builtins.h"
+
+#include "data/store.h"
+#include "sql/text.h"
+
+bool
+text_is_ascii(const char *data, size_t length)
+{
+	uint64 word;
+
+	for (; length >= sizeof(word); data += sizeof(word), length -= sizeof(word))
+	{
+		memcpy(&word, data, sizeof(word));
+		if (word & UINT64CONST(0x8080808080808080))
+			return false;
+	}
+	for (; length > 0; data++, length--)
+	{
+		if (IS_HIGHBIT_SET(*data))
+			return false;
+	}
+	return true;
+}
+
+EngineText
+text_to_utf8(const char *data, size_t length)
+{
+	EngineText result = {data, length};
+
+	if (!text_database_is_utf8() && !text_is_ascii(data, length))
+	{
+		result.data = pg_server_to_any(data, (int) length, PG_UTF8);
+		if (result.data != data)
+			result.length = strlen(result.data);
+	}
+	return result;
+}
+
+EngineText
+text_from_utf8(const char *data, size_t length)
+{
+	EngineText result = {data, length};
+
+	if (!text_database_is_utf8() && !text_is_ascii(data, length))
+	{
+		result.data = pg_any_to_server(data, (int) length, PG_UTF8);
+		if (result.data != data)
+			result.length = strlen(result.data);
+	}
+	return result;
+}
+
+EngineText
+text_datum_to_utf8(const text *datum)
+{
+	return text_to_utf8(VARDATA_ANY(datum), VARSIZE_ANY_EXHDR(datum));
+}
+
+text *
+text_datum_from_utf8(EngineText utf8)
+{
+	EngineText converted = text_from_utf8(utf8.data, utf8.length);
+
+	return cstring_to_text_with_len(converted.data, (int) converted.length);
+}
+
+size_t
+text_characters(EngineText utf8)
+{
+	size_t count = 0;
+	size_t at;
+
+	for (at = 0; at < utf8.length; at++)
+		count += (utf8.data[at] & 0xC0) != 0x80;
+	return count;
+}
+
+char *
+text_for_message(EngineText utf8)
+{
+	char *copy = pnstrdup(utf8.data, utf8.length);
+
+	return text_database_is_utf8() ? copy
+								   : store_message(copy, CurrentMemoryContext);
+}

@@ -1,0 +1,52 @@
+/*
+ * text.h
+ *		Text at the boundary between SQL and the engine.
+ *
+ * SQL has text in the database's encoding, the engine has UTF-8.  Where these
+ * are the same, and for plain ASCII, nothing is copied.
+ */
+#ifndef ABSMARTLY_SQL_TEXT_H
+#define ABSMARTLY_SQL_TEXT_H
+
+#include "postgres.h"
+
+#include "mb/pg_wchar.h"
+
+#include "compat.h"
+#include "engine/engine.h"
+
+/* Whether the database's encoding is UTF-8. */
+static inline bool
+text_database_is_utf8(void)
+{
+	return GetDatabaseEncoding() == PG_UTF8;
+}
+
+extern bool text_is_ascii(const char *data, size_t length);
+
+/*
+ * Text of the database as UTF-8; refers to data, or to memory of the current
+ * context.  Raises 22021 if an SQL_ASCII database holds something else, and
+ * 22P05 for a character that UTF-8 does not have.
+ */
+extern EngineText text_to_utf8(const char *data, size_t length);
+
+/*
+ * UTF-8 text in the database's encoding.  Raises 22P05 for a character that
+ * this encoding does not have.
+ */
+extern EngineText text_from_utf8(const char *data, size_t length);
+
+/* The contents of a text datum with a header of any kind, as UTF-8. */
+extern EngineText text_datum_to_utf8(const text *datum);
+
+/* UTF-8 text as a text datum; raises as text_from_utf8() does. */
+extern text *text_datum_from_utf8(EngineText utf8);
+
+/* Characters in UTF-8 text. */
+extern size_t text_characters(EngineText utf8);
+
+/* UTF-8 text for a message: never raises, palloc'd. */
+extern char *text_for_message(EngineText utf8);
+
+#endif /* ABSMARTLY_SQL_TEXT_H */

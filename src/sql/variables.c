@@ -1,0 +1,530 @@
+/*
+ * variables.c
+ *		Variables, custom fields and the list of experiments (protocol 4, 5).
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+
+#include "settings.h"
+#include "sql/convert.h"
+#include "sql/evaluation.h"
+#include "sql/jsonb_value.h"
+#include "sql/text.h"
+#include "sql/units.h"
+
+/* columns of absmartly_experiments_get() */
+#define EXPERIMENTS_COLUMNS 14
+
+/* state of a call site of absmartly_peek_variable_value() */
+typedef struct VariableSite
+{
+	NameCache key;
+	Target target;
+} VariableSite;
+
+/* Arguments of one call, as all its assignments see them. */
+typedef struct VariableCall
+{
+	UnitSlots units;
+	bool has_attributes;
+	Datum attributes;
+	bool begun; /* evaluation is set up */
+	Evaluation evaluation;
+} VariableCall;
+
+static text *
+stored_text(const SnapImage *snapshot, SnapStored stored)
+{
+	return (text *) DatumGetPointer(evaluation_stored(snapshot, stored));
+}
+
+/* The units are read later, when it is known that there is data. */
+static void
+call_begin(VariableCall *call, bool has_attributes, Datum attributes)
+{
+	if (has_attributes)
+		evaluation_check_object(attributes, "attributes");
+	call->has_attributes = has_attributes;
+	call->attributes = attributes;
+	call->begun = false;
+}
+
+/* The assignment of the call's units to one experiment. */
+static void
+assign_call(VariableCall *call, const DataVersion *version,
+			const SnapExperiment *experiment, Assignment *assignment)
+{
+	const SnapImage *snapshot = data_version_snapshot(version);
+	AssignRequest request = {0};
+	EngineStatus status;
+
+	if (!call->begun && evaluation_needed(experiment))
+	{
+		evaluation_begin(&call->evaluation, version, call->has_attributes,
+						 call->attributes);
+		call->begun = true;
+	}
+	request.snapshot = snapshot;
+	request.experiment = experiment;
+	if (settings_have_overrides())
+	{
+		const text *name = stored_text(snapshot, experiment->name_text);
+
+		request.override =
+			settings_override(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
+	}
+	request.unit = unit_from_slots;
+	request.unit_context = &call->units;
+	request.eval = &call->evaluation.context;
+	status = assign(&request, assignment);
+	if (status != ENGINE_OK)
+		evaluation_raise(status);
+}
+
+/*
+ * The value of a variable for the call's units (protocol 4): that of the first
+ * of its experiments, lowest id first, that gives one.  NULL: none does.
+ */
+static const Jsonb *
+find_value(VariableCall *call, const DataVersion *version,
+		   const SnapVariable *variable)
+{
+	const SnapImage *snapshot = data_version_snapshot(version);
+	const uint32_t *indexes = snapshot_at(snapshot, variable->experiments);
+	uint32 index;
+
+	for (index = 0; index < variable->nexperiments; index++)
+	{
+		const SnapExperiment *experiment =
+			snapshot_experiment(snapshot, indexes[index]);
+		Assignment assignment;
+		const SnapStored *value;
+
+		/* experiments are asked for by name, so a later namesake answers */
+		if (experiment->flags & SNAP_SHADOWED)
+		{
+			EngineText name = snapshot_text(snapshot, experiment->name);
+
+			experiment =
+				snapshot_find_experiment(snapshot, name.data, name.length);
+		}
+		assign_call(call, version, experiment, &assignment);
+		if (assignment.variant < 0 ||
+			(uint32) assignment.variant >= experiment->nvariants)
+			continue;
+		if ((assignment.flags &
+			 (ASSIGN_ASSIGNED | ASSIGN_OVERRIDDEN | ASSIGN_RULE_OVERRIDE)) == 0)
+			continue;
+		value = snapshot_variant_value(
+			snapshot,
+			snapshot_variant(snapshot, experiment, (uint32) assignment.variant),
+			variable);
+		if (value != NULL)
+			return snapshot_at(snapshot, value->offset);
+	}
+	return NULL;
+}
+
+/* Says that a value does not fit, once in a session. */
+static void
+warn_unfit(const text *key, Oid type)
+{
+	static bool warned = false;
+
+	if (warned)
+		return;
+	warned = true;
+	ereport(WARNING,
+			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			 errmsg("the value of variable \"%s\" does not fit type %s",
+					text_to_cstring(key), format_type_be(type)),
+			 errdetail("The default is used instead. Further warnings of this "
+					   "kind are suppressed in this session."),
+			 errhint("Use a default of type jsonb to get the value as it "
+					 "is.")));
+}
+
+PG_FUNCTION_INFO_V1(absmartly_peek_variable_value);
+
+/*
+ * absmartly_peek_variable_value(units jsonb, key text, default_value
+ *anyelement, attributes jsonb) -> anyelement
+ *
+ * The same with text for anyelement.  The value of a variable for these units,
+ * or the default, which may be NULL.  NULL units or key give NULL.  A value
+ * that does not fit the type (convert.h) gives the default and one warning per
+ * session.  Errors as absmartly_peek_treatment().
+ */
+Datum
+absmartly_peek_variable_value(PG_FUNCTION_ARGS)
+{
+	VariableSite *site = call_site_state(fcinfo, sizeof(VariableSite));
+	const DataVersion *version;
+	const SnapVariable *variable = NULL;
+	const Jsonb *units;
+	const Jsonb *value = NULL;
+	JsonbBuffer buffer;
+	const text *key;
+	VariableCall call;
+	Datum result;
+	bool is_null;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	units = jsonb_argument(PG_GETARG_DATUM(0), &buffer);
+	key = PG_GETARG_TEXT_PP(1);
+
+	call_begin(&call, !PG_ARGISNULL(3), PG_GETARG_DATUM(3));
+
+	version = evaluation_data();
+	if (version != NULL)
+		variable = evaluation_variable(&site->key, version, key);
+	if (variable != NULL)
+	{
+		units_read(units, data_version_snapshot(version), &call.units);
+		value = find_value(&call, version, variable);
+	}
+	else
+	{
+		UnitValue none;
+
+		units_find(units, (EngineText){NULL, 0}, &none);
+	}
+
+	if (value != NULL)
+	{
+		if (unlikely(!OidIsValid(site->target.type)))
+		{
+			Oid type = get_fn_expr_argtype(fcinfo->flinfo, 2);
+
+			if (!OidIsValid(type))
+				elog(ERROR, "could not determine the type of the default");
+			target_init(&site->target, type, fcinfo->flinfo->fn_mcxt);
+		}
+		if (target_convert(&site->target, value, &result, &is_null))
+		{
+			if (is_null)
+				PG_RETURN_NULL();
+			return result;
+		}
+		warn_unfit(key, site->target.type);
+	}
+	if (PG_ARGISNULL(2))
+		PG_RETURN_NULL();
+	return PG_GETARG_DATUM(2);
+}
+
+static void
+push_text(JsonbParseState **state, JsonbIteratorToken token, const text *string)
+{
+	JsonbValue value = {.type = jbvString};
+
+	value.val.string.val = VARDATA_ANY(string);
+	value.val.string.len = (int) VARSIZE_ANY_EXHDR(string);
+	pushJsonbValue(state, token, &value);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_variable_keys);
+
+/*
+ * absmartly_variable_keys() -> jsonb
+ *
+ * Each variable with the names of the experiments that have it, lowest id
+ * first.
+ */
+Datum
+absmartly_variable_keys(PG_FUNCTION_ARGS)
+{
+	const DataVersion *version = evaluation_data();
+	const SnapImage *snapshot = version ? data_version_snapshot(version) : NULL;
+	JsonbParseState *state = NULL;
+	JsonbValue *root;
+	uint32 index;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	for (index = 0; snapshot != NULL && index < snapshot->nvariables; index++)
+	{
+		const SnapVariable *variable =
+			(const SnapVariable *) snapshot_at(snapshot, snapshot->variables) +
+			index;
+		const uint32_t *experiments =
+			snapshot_at(snapshot, variable->experiments);
+		uint32 at;
+
+		CHECK_FOR_INTERRUPTS();
+		push_text(&state, WJB_KEY, stored_text(snapshot, variable->key_text));
+		pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
+		for (at = 0; at < variable->nexperiments; at++)
+			push_text(
+				&state, WJB_ELEM,
+				stored_text(
+					snapshot,
+					snapshot_experiment(snapshot, experiments[at])->name_text));
+		pushJsonbValue(&state, WJB_END_ARRAY, NULL);
+	}
+	root = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	PG_RETURN_JSONB_P(JsonbValueToJsonb(root));
+}
+
+/*
+ * Arrays
+ */
+
+static Datum
+make_text_array(Datum *elements, uint32 count)
+{
+	return PointerGetDatum(construct_array(elements, (int) count, TEXTOID, -1,
+										   false, TYPALIGN_INT));
+}
+
+static Datum
+make_float8_array(const double *numbers, uint32 count)
+{
+	Datum *elements = palloc(Max(count, 1) * sizeof(Datum));
+	uint32 index;
+
+	for (index = 0; index < count; index++)
+		elements[index] = Float8GetDatum(numbers[index]);
+	return PointerGetDatum(construct_array(elements, (int) count, FLOAT8OID,
+										   sizeof(float8), FLOAT8PASSBYVAL,
+										   TYPALIGN_DOUBLE));
+}
+
+/*
+ * Custom fields
+ */
+
+PG_FUNCTION_INFO_V1(absmartly_custom_field_keys);
+
+/*
+ * absmartly_custom_field_keys() -> text[]
+ *
+ * The names of custom fields of all experiments, each once, in the order of
+ * their appearance.
+ */
+Datum
+absmartly_custom_field_keys(PG_FUNCTION_ARGS)
+{
+	const DataVersion *version = evaluation_data();
+	const SnapImage *snapshot;
+	const SnapName *keys;
+	Datum *elements;
+	uint32 index;
+
+	if (version == NULL)
+		PG_RETURN_DATUM(make_text_array(NULL, 0));
+	snapshot = data_version_snapshot(version);
+	keys = snapshot_at(snapshot, snapshot->field_keys);
+	elements = palloc(Max(snapshot->nfield_keys, 1) * sizeof(Datum));
+	for (index = 0; index < snapshot->nfield_keys; index++)
+		elements[index] = evaluation_stored(snapshot, keys[index].text);
+	PG_RETURN_DATUM(make_text_array(elements, snapshot->nfield_keys));
+}
+
+/* A custom field, by the arguments (experiment, name); NULL if unknown. */
+static const SnapField *
+find_field(FunctionCallInfo fcinfo, const DataVersion *version)
+{
+	const SnapImage *snapshot = data_version_snapshot(version);
+	const SnapExperiment *experiment =
+		evaluation_experiment(call_site_state(fcinfo, sizeof(NameCache)),
+							  version, PG_GETARG_TEXT_PP(0));
+	EngineText name =
+		evaluation_name(PG_GETARG_TEXT_PP(1), "name of a custom field");
+
+	if (experiment == NULL)
+		return NULL;
+	return snapshot_find_field(snapshot, experiment, name.data, name.length);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_custom_field_value);
+
+/*
+ * absmartly_custom_field_value(experiment text, name text) -> jsonb; strict
+ *
+ * NULL for a field or an experiment that is unknown, a null, and a number that
+ * is none.
+ */
+Datum
+absmartly_custom_field_value(PG_FUNCTION_ARGS)
+{
+	const DataVersion *version = evaluation_data();
+	const SnapField *field = version ? find_field(fcinfo, version) : NULL;
+
+	if (field == NULL || field->state != SNAP_FIELD_VALUE)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(datumCopy(
+		evaluation_stored(data_version_snapshot(version), field->value), false,
+		-1));
+}
+
+PG_FUNCTION_INFO_V1(absmartly_custom_field_value_type);
+
+/*
+ * absmartly_custom_field_value_type(experiment text, name text) -> text; strict
+ *
+ * The type as declared, also one that is not known; NULL if there is no such
+ * field.
+ */
+Datum
+absmartly_custom_field_value_type(PG_FUNCTION_ARGS)
+{
+	const DataVersion *version = evaluation_data();
+	const SnapField *field = version ? find_field(fcinfo, version) : NULL;
+
+	if (field == NULL || field->type_text.offset == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(datumCopy(
+		evaluation_stored(data_version_snapshot(version), field->type_text),
+		false, -1));
+}
+
+/*
+ * The list of experiments
+ */
+
+/* UTF-8 text of the data, NULL if absent. */
+static void
+put_data_text(Datum *value, bool *is_null, const SnapImage *snapshot,
+			  SnapText source)
+{
+	*is_null = source.offset == 0;
+	if (!*is_null)
+		*value = CStringGetTextDatum(
+			text_for_message(snapshot_text(snapshot, source)));
+}
+
+/* Names of the variables that any variant of the experiment has. */
+static Datum
+experiment_variables(const SnapImage *snapshot,
+					 const SnapExperiment *experiment)
+{
+	const SnapVariable *variables = snapshot_at(snapshot, snapshot->variables);
+	Datum *elements = palloc(Max(snapshot->nvariables, 1) * sizeof(Datum));
+	bool *has = palloc0(Max(snapshot->nvariables, 1) * sizeof(bool));
+	uint32 count = 0;
+	uint32 index;
+	uint32 at;
+
+	for (index = 0; index < experiment->nvariants; index++)
+	{
+		const SnapVariant *variant =
+			snapshot_variant(snapshot, experiment, index);
+		const SnapMember *members = snapshot_at(snapshot, variant->members);
+
+		for (at = 0; at < variant->nmembers; at++)
+			has[members[at].variable] = true;
+	}
+	for (index = 0; index < snapshot->nvariables; index++)
+	{
+		if (has[index])
+			elements[count++] =
+				evaluation_stored(snapshot, variables[index].key_text);
+	}
+	return make_text_array(elements, count);
+}
+
+static Datum
+experiment_fields(const SnapImage *snapshot, const SnapExperiment *experiment)
+{
+	const SnapField *fields = snapshot_at(snapshot, experiment->fields);
+	Datum *elements = palloc(Max(experiment->nfields, 1) * sizeof(Datum));
+	uint32 index;
+
+	for (index = 0; index < experiment->nfields; index++)
+		elements[index] = CStringGetTextDatum(
+			text_for_message(snapshot_text(snapshot, fields[index].name)));
+	return make_text_array(elements, experiment->nfields);
+}
+
+static Datum
+experiment_holdouts(const SnapImage *snapshot, const SnapExperiment *experiment)
+{
+	const SnapHoldout *holdouts = snapshot_at(snapshot, snapshot->holdouts);
+	const uint32_t *indexes = snapshot_at(snapshot, experiment->holdouts);
+	Datum *elements = palloc(Max(experiment->nholdouts, 1) * sizeof(Datum));
+	uint32 index;
+
+	for (index = 0; index < experiment->nholdouts; index++)
+		elements[index] = Int32GetDatum((int32) holdouts[indexes[index]].id);
+	return PointerGetDatum(construct_array(elements,
+										   (int) experiment->nholdouts, INT4OID,
+										   sizeof(int32), true, TYPALIGN_INT));
+}
+
+static void
+put_experiment(ReturnSetInfo *result_info, const SnapImage *snapshot,
+			   const SnapExperiment *experiment)
+{
+	Datum values[EXPERIMENTS_COLUMNS] = {0};
+	bool nulls[EXPERIMENTS_COLUMNS] = {false};
+	int column = 0;
+
+	values[column++] = evaluation_stored(snapshot, experiment->name_text);
+	values[column++] = Int32GetDatum((int32) experiment->id);
+	values[column++] = Int32GetDatum((int32) experiment->iteration);
+	if (experiment->flags & SNAP_HAS_UNIT_TYPE)
+		values[column] =
+			evaluation_stored(snapshot, experiment->unit_type_text);
+	else
+		nulls[column] = true;
+	column++;
+	values[column++] = Int32GetDatum((int32) experiment->nvariants);
+	values[column++] =
+		make_float8_array(snapshot_at(snapshot, experiment->split.weights),
+						  experiment->split.count);
+	values[column++] =
+		make_float8_array(snapshot_at(snapshot, experiment->traffic.weights),
+						  experiment->traffic.count);
+	values[column++] = Int32GetDatum(experiment->full_on_variant);
+	put_data_text(&values[column], &nulls[column], snapshot,
+				  experiment->audience_text);
+	column++;
+	values[column++] =
+		BoolGetDatum((experiment->flags & SNAP_AUDIENCE_STRICT) != 0);
+	put_data_text(&values[column], &nulls[column], snapshot,
+				  experiment->rules_text);
+	column++;
+	values[column++] = experiment_holdouts(snapshot, experiment);
+	values[column++] = experiment_variables(snapshot, experiment);
+	values[column++] = experiment_fields(snapshot, experiment);
+	tuplestore_putvalues(result_info->setResult, result_info->setDesc, values,
+						 nulls);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_experiments_get);
+
+/*
+ * absmartly_experiments_get() -> table; the view absmartly_experiments
+ *
+ * All experiments in the data's order, those that a later one of the same name
+ * hides included.
+ */
+Datum
+absmartly_experiments_get(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result_info = (ReturnSetInfo *) fcinfo->resultinfo;
+	const DataVersion *version;
+	const SnapImage *snapshot;
+	uint32 index;
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	version = evaluation_data();
+	if (version == NULL)
+		return (Datum) 0;
+	snapshot = data_version_snapshot(version);
+	for (index = 0; index < snapshot->nexperiments; index++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		put_experiment(result_info, snapshot,
+					   snapshot_experiment(snapshot, index));
+	}
+	return (Datum) 0;
+}
