@@ -1,0 +1,130 @@
+
+# A collector that is slow, down, or answers what it should not: the data in force stays, the error is told once, and
+# things go well again by themselves.
+
+use strict;
+use warnings;
+
+use AbsmartlyTest;
+use Test::More;
+
+my $collector = start_collector(space_data => { '/v1' => experiments(experiment('exp')) }, keys => ['good']);
+my $node = start_node('main', collector => $collector, start => 0, settings => <<EOT);
+absmartly.max_retries = 1
+absmartly.request_timeout = '1s'
+absmartly.connect_timeout = '500ms'
+EOT
+$node->append_conf('postgresql.conf', "absmartly.api_key_file = '" . write_key($node, 'good') . "'\n");
+$node->start;
+create_extension($node);
+ok(wait_ready($node), 'ready');
+
+my $peek = q{SELECT absmartly_peek_treatment('{"user_id": 1}', 'exp')};
+my $variant = $node->safe_psql('postgres', $peek);
+
+# each fault makes a refresh fail with its reason, within bounded time; what was in force stays in force
+my @faults = (
+	{ name => 'slow beyond the limit', fault => { delay_ms => 3000, times => -1 }, error => qr/timed out/, retried => 1 },
+	{ name => 'hanging', fault => { hang => 1, times => -1 }, error => qr/timed out/, retried => 1 },
+	{ name => '401', fault => { status => 401, times => -1 }, error => qr/status 401/ },
+	{ name => '403', fault => { status => 403, times => -1 }, error => qr/status 403/ },
+	{ name => '404', fault => { status => 404, body => 'no such thing', times => -1 }, error => qr/status 404: "no such thing"/ },
+	{ name => '500', fault => { status => 500, times => -1 }, error => qr/status 500/, retried => 1 },
+	{ name => '503', fault => { status => 503, times => -1 }, error => qr/status 503/, retried => 1 },
+	{ name => 'a redirect',
+		fault => { status => 302, headers => { Location => $collector->url('/elsewhere/v1') . '/context' }, times => -1 },
+		error => qr/status 302/ },
+	{ name => 'HTML', fault => { html => 1, times => -1 }, error => qr/HTML/ },
+	{ name => 'no JSON', fault => { status => 200, body => '{"experiments":[', content_type => 'application/json', times => -1 },
+		error => qr/malformed/, retried => 1 },
+	{ name => 'JSON that is no context data', fault => { status => 200, body => '[1,2]', content_type => 'application/json', times => -1 },
+		error => qr/malformed/, retried => 1 },
+	{ name => 'a connection cut in the middle', fault => { cut_after => 20, times => -1 }, error => qr/./, retried => 1 },
+	{ name => 'a connection reset', fault => { reset => 1, times => -1 }, error => qr/./, retried => 1 },
+	{ name => 'garbage instead of HTTP', fault => { garbage => 1, times => -1 }, error => qr/./ },
+	{ name => '100 MB', fault => { huge => 100_000_000, times => -1 }, error => qr/./, seconds => 20 },
+	{ name => '100 MB of unknown length', fault => { huge => 100_000_000, chunked => 1, times => -1 }, error => qr/./, seconds => 20 },
+	{ name => 'an error text with control characters and more than a screen of it',
+		fault => { status => 400, body => "\e[31m" . "long " x 1000, content_type => 'text/plain', times => -1 },
+		error => qr/status 400: "[^\e]{1,300}"/ },
+);
+
+$node->append_conf('postgresql.conf', "absmartly.request_timeout = '5s'\n");
+for my $case (@faults)
+{
+	my $generation = stat_of($node, 'generation');
+	my $memory = $case->{name} =~ /100 MB/;
+
+	configure($node, "absmartly.request_timeout = '" . ($memory ? '20s' : '1s') . "'");
+	$collector->clear_faults('/v1');
+	$collector->fault('/v1', { match => { method => 'GET' }, %{ $case->{fault} } });
+	$collector->forget;
+	my ($status, $output, $error);
+	my $seconds = seconds_of(sub {
+		($status, $output, $error) = $node->psql('postgres', q{SELECT absmartly_refresh('30 s')});
+	});
+	isnt($status, 0, "$case->{name}: refresh fails");
+	like($error, $case->{error}, "$case->{name}: and says why");
+	is($node->safe_psql('postgres', $peek), $variant, "$case->{name}: assignment goes on");
+	is(stat_of($node, 'generation'), $generation, "$case->{name}: with the data that was in force");
+	like(stat_of($node, 'last_fetch_error'), $case->{error}, "$case->{name}: the statistics tell the error");
+	cmp_ok($seconds, '<', $case->{seconds} // 8, "$case->{name}: in bounded time");
+	my @requests = $collector->requests(space => '/v1', method => 'GET');
+	my $expected = $case->{retried} ? 2 : 1;
+	cmp_ok(scalar @requests, '>=', $expected, "$case->{name}: " . ($case->{retried} ? 'it was retried' : 'it was asked'));
+	is(scalar $collector->requests(space => '/elsewhere/v1'), 0, "$case->{name}: no redirect is followed");
+	unlike($error . stat_of($node, 'last_fetch_error'), qr/[\x00-\x08\x0b-\x1f]/, "$case->{name}: no control characters");
+}
+
+# it ends by itself: nobody asks, and the fault passes
+$collector->clear_faults('/v1');
+$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$collector->fault('/v1', { match => { method => 'GET' }, status => 500, times => -1 });
+$node->psql('postgres', 'SELECT absmartly_refresh()');
+like(stat_of($node, 'worker_state'), qr/backing off|fetching|retrying/, 'after a failed round the worker tries on');
+$collector->clear_faults('/v1');
+$collector->set_data('/v1', experiments(experiment('exp'), experiment('later', id => 2)));
+ok(await_sql($node, 'SELECT count(*) FROM absmartly_experiments', '2', seconds => 30),
+	'when the collector works again the data comes by itself')
+	|| $node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+is(stat_of($node, 'last_fetch_error'), '', 'and the error is gone from the statistics');
+
+# down altogether: refused connections, then back on the same port
+$collector->stop;
+my ($status, $output, $error) = $node->psql('postgres', 'SELECT absmartly_refresh()');
+isnt($status, 0, 'down: refresh fails');
+like($error, qr/could not connect/, 'down: and says so');
+is($node->safe_psql('postgres', $peek), $variant, 'down: assignment goes on');
+my $offset = -s $node->logfile;
+$node->psql('postgres', 'SELECT absmartly_refresh()') for 1 .. 3;
+my $log = substr(log_of($node), $offset);
+is(scalar(() = $log =~ /could not fetch experiments: /g), 0, 'down: the log is told once, not at every attempt');
+$collector->restart;
+$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+is($node->safe_psql('postgres', 'SELECT last_fetch_error IS NULL AND ready FROM absmartly_stat'), 't', 'back again');
+like(log_of($node), qr/fetching experiments works again/, 'which the log tells');
+
+# 429 with Retry-After is heeded
+$collector->fault('/v1', { match => { method => 'GET' }, status => 429, headers => { 'Retry-After' => '2' }, times => 1 });
+my $seconds = seconds_of(sub { $node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')}) });
+cmp_ok($seconds, '>=', 1.5, 'Retry-After is heeded');
+
+# broken parts of the data: what is sound is used, and the rest is named
+my $warnings = -s $node->logfile;
+$collector->set_data('/v1', experiments(
+	experiment('exp'),
+	experiment('broken_split', id => 2, split => 'half'),
+	experiment('broken_config', id => 3, fullOnVariant => 1,
+		variants => [ { name => 'A', config => undef }, { name => 'B', config => '{"colour"' } ])));
+$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+is($node->safe_psql('postgres', 'SELECT string_agg(name, \',\' ORDER BY id) FROM absmartly_experiments'),
+	'exp,broken_config', 'an experiment with a broken field is left out');
+is(stat_of($node, 'experiments_left_out'), '1', 'and counted');
+is($node->safe_psql('postgres', q{SELECT absmartly_peek_variable_value('{"user_id": 1}', 'colour', 'none'::text)}),
+	'none', 'a broken config has no variables');
+$log = substr(log_of($node), $warnings);
+is(scalar(() = $log =~ /WARNING: .*broken_split.*split/g), 1, 'one warning names the experiment and the field');
+is(scalar(() = $log =~ /WARNING: .*broken_config/g), 1, 'one warning names the broken config');
+
+$node->stop;
+done_testing();
