@@ -47,11 +47,9 @@
 #endif
 
 #if PG_VERSION_NUM >= 160000
-#define materialized_srf(fcinfo) InitMaterializedSRF(fcinfo, 0)
 #define owns_database(database, role) \
 	object_ownercheck(DatabaseRelationId, database, role)
 #else
-#define materialized_srf(fcinfo) SetSingleFuncCall(fcinfo, 0)
 #define owns_database(database, role) pg_database_ownercheck(database, role)
 #endif
 

@@ -6,7 +6,8 @@
 
 #include <limits.h>
 
-#include "lib/stringinfo.h"
+#include "access/xact.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -249,9 +250,26 @@ check_event_logger(char **value, void **extra, GucSource source)
 	return true;
 }
 
+/*
+ * A setting's text in UTF-8, palloc'd or text itself; NULL if there is no
+ * telling, outside of a database.
+ */
+static const char *
+setting_to_utf8(const char *text)
+{
+	int length = (int) strlen(text);
+
+	if (pg_encoding_verifymbstr(PG_UTF8, text, length) == length)
+		return text;
+	if (!IsTransactionState() || GetDatabaseEncoding() == PG_SQL_ASCII)
+		return NULL;
+	return pg_server_to_any(text, length, PG_UTF8);
+}
+
 static bool
 check_overrides(char **value, void **extra, GucSource source)
 {
+	const char *text = setting_to_utf8(*value);
 	OverrideList *list = NULL;
 	const JsonNode *root;
 	const char *message = NULL;
@@ -259,8 +277,13 @@ check_overrides(char **value, void **extra, GucSource source)
 	EngineStatus status;
 	bool valid = false;
 
+	if (text == NULL)
+	{
+		GUC_check_errdetail("It is not valid UTF-8.");
+		return false;
+	}
 	arena_init(&arena, &arena_malloc_source);
-	status = json_parse(*value, strlen(*value), ENGINE_MAX_DEPTH, &arena, &root,
+	status = json_parse(text, strlen(text), ENGINE_MAX_DEPTH, &arena, &root,
 						&message);
 	if (status == ENGINE_NO_MEMORY)
 		GUC_check_errdetail("Out of memory.");

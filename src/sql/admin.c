@@ -294,6 +294,13 @@ absmartly_set_context_data(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* A text of the data's target, in the database's encoding. */
+static Datum
+setting_datum(const char *text)
+{
+	return CStringGetTextDatum(store_message(text, CurrentMemoryContext));
+}
+
 /*
  * absmartly_shared_data() -> (data, generation, source, endpoint, application,
  * environment, fetched_at), no row if there is no data
@@ -309,7 +316,7 @@ absmartly_shared_data(PG_FUNCTION_ARGS)
 	DataInfo info;
 	const char *data;
 
-	materialized_srf(fcinfo);
+	InitMaterializedSRF(fcinfo, 0);
 	if (version == NULL)
 		return (Datum) 0;
 
@@ -323,9 +330,9 @@ absmartly_shared_data(PG_FUNCTION_ARGS)
 	values[1] = Int64GetDatum((int64) version->generation);
 	(void) version_info(&info);
 	values[2] = CStringGetTextDatum(data_source_name(info.source));
-	values[3] = CStringGetTextDatum(version->target.endpoint);
-	values[4] = CStringGetTextDatum(version->target.application);
-	values[5] = CStringGetTextDatum(version->target.environment);
+	values[3] = setting_datum(version->target.endpoint);
+	values[4] = setting_datum(version->target.application);
+	values[5] = setting_datum(version->target.environment);
 	values[6] = TimestampTzGetDatum(info.fetched_at);
 	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	return (Datum) 0;
@@ -452,7 +459,7 @@ absmartly_stat_get(PG_FUNCTION_ARGS)
 	stat_add(&row, Int64GetDatum((int64) copy->version_bytes));
 	stat_add_time(&row, copy->fetch.reset_at);
 
-	materialized_srf(fcinfo);
+	InitMaterializedSRF(fcinfo, 0);
 	if (result->setDesc->natts != row.count)
 		elog(ERROR, "absmartly_stat_get() gives %d columns, not %d", row.count,
 			 result->setDesc->natts);

@@ -16,7 +16,6 @@
 #include "utils/builtins.h"
 #include "utils/uuid.h"
 
-#include "settings.h"
 #include "sql/evaluation.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
@@ -24,15 +23,6 @@
 
 /* columns of absmartly_assignments() */
 #define ASSIGNMENTS_COLUMNS 14
-
-/* The variant that absmartly.overrides gives an experiment, or NULL. */
-static inline const int32 *
-find_override(const text *name)
-{
-	if (likely(!settings_have_overrides()))
-		return NULL;
-	return settings_override(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
-}
 
 /*
  * The assignment of a unit to an experiment, which may be unknown (NULL).
@@ -54,7 +44,7 @@ peek(const DataVersion *version, const SnapExperiment *experiment,
 
 	request.snapshot = data_version_snapshot(version);
 	request.experiment = experiment;
-	request.override = find_override(name);
+	request.override = evaluation_override(name);
 	request.custom = custom;
 	request.unit = unit_from_value;
 	request.unit_context = unit;
@@ -73,7 +63,7 @@ peek(const DataVersion *version, const SnapExperiment *experiment,
 static int32
 peek_not_ready(FunctionCallInfo fcinfo)
 {
-	const int32 *override = find_override(PG_GETARG_TEXT_PP(1));
+	const int32 *override = evaluation_override(PG_GETARG_TEXT_PP(1));
 
 	if (!PG_ARGISNULL(2))
 		evaluation_check_object(PG_GETARG_DATUM(2), "attributes");
@@ -317,7 +307,7 @@ absmartly_assignments(PG_FUNCTION_ARGS)
 			begun = true;
 		}
 		request.experiment = experiment;
-		request.override = find_override((const text *) DatumGetPointer(
+		request.override = evaluation_override((const text *) DatumGetPointer(
 			evaluation_stored(snapshot, experiment->name_text)));
 		status = assign(&request, &assignment);
 		if (status != ENGINE_OK)

@@ -15,7 +15,9 @@
 #include "data/version.h"
 #include "engine/arena.h"
 #include "engine/assign.h"
+#include "settings.h"
 #include "sql/jsonb_value.h"
+#include "sql/text.h"
 
 /*
  * The data of the present statement.  If there is none yet: raises 55000, or
@@ -112,6 +114,18 @@ extern void evaluation_begin(Evaluation *evaluation, const DataVersion *version,
 
 /* Raises what a status other than ENGINE_OK means. */
 extern void evaluation_raise(EngineStatus status) pg_attribute_noreturn();
+
+/* The variant that absmartly.overrides gives an experiment, or NULL. */
+static inline const int32 *
+evaluation_override(const text *name)
+{
+	EngineText utf8;
+
+	if (likely(!settings_have_overrides()))
+		return NULL;
+	utf8 = text_datum_to_utf8(name);
+	return settings_override(utf8.data, utf8.length);
+}
 
 /*
  * Whether the experiment's outcome depends on attributes; if not, these need

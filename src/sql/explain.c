@@ -11,7 +11,6 @@
 
 #include "data/store.h"
 #include "engine/json.h"
-#include "settings.h"
 #include "sql/evaluation.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
@@ -535,9 +534,7 @@ absmartly_explain(PG_FUNCTION_ARGS)
 	units_find(PG_GETARG_JSONB_P(0), unit_type, &subject.unit);
 	evaluation_begin(&subject.evaluation, subject.version, !PG_ARGISNULL(2),
 					 PG_GETARG_DATUM(2));
-	if (settings_have_overrides())
-		subject.override = settings_override(VARDATA_ANY(subject.name),
-											 VARSIZE_ANY_EXHDR(subject.name));
+	subject.override = evaluation_override(subject.name);
 
 	request.snapshot = subject.snapshot;
 	request.experiment = subject.experiment;

@@ -12,7 +12,6 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 
-#include "settings.h"
 #include "sql/convert.h"
 #include "sql/evaluation.h"
 #include "sql/jsonb_value.h"
@@ -73,13 +72,8 @@ assign_call(VariableCall *call, const DataVersion *version,
 	}
 	request.snapshot = snapshot;
 	request.experiment = experiment;
-	if (settings_have_overrides())
-	{
-		const text *name = stored_text(snapshot, experiment->name_text);
-
-		request.override =
-			settings_override(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
-	}
+	request.override =
+		evaluation_override(stored_text(snapshot, experiment->name_text));
 	request.unit = unit_from_slots;
 	request.unit_context = &call->units;
 	request.eval = &call->evaluation.context;

@@ -17,6 +17,7 @@
 #include "catalog/indexing.h"
 #include "catalog/pg_db_role_setting.h"
 #include "commands/extension.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -212,17 +213,39 @@ settings_changed(MemoryContext context)
 	return strcmp(initial_settings, database_settings(context)) != 0;
 }
 
+/*
+ * A setting's text in UTF-8.  That of ALTER DATABASE is in the database's
+ * encoding; that of the configuration file is in any.
+ */
+static void
+copy_setting(char *copy, const char *text, size_t size)
+{
+	int length = (int) strlen(text);
+	MemoryContext context = CurrentMemoryContext;
+
+	if (pg_encoding_verifymbstr(PG_UTF8, text, length) != length &&
+		GetDatabaseEncoding() != PG_SQL_ASCII)
+	{
+		StartTransactionCommand();
+		strlcpy(copy, pg_server_to_any(text, length, PG_UTF8), size);
+		CommitTransactionCommand();
+		MemoryContextSwitchTo(context);
+	}
+	else
+		strlcpy(copy, text, size);
+}
+
 /* Publishes what data is fetched for; true if a new epoch begins with it. */
 static bool
 confirm_target(void)
 {
 	DataTarget target = {0};
 
-	strlcpy(target.endpoint, settings_endpoint, SHARED_MAX_ENDPOINT);
-	strlcpy(target.application, settings_application, SHARED_MAX_NAME);
-	strlcpy(target.environment, settings_environment, SHARED_MAX_NAME);
-	strlcpy(target.application_version, settings_application_version,
-			SHARED_MAX_NAME);
+	copy_setting(target.endpoint, settings_endpoint, SHARED_MAX_ENDPOINT);
+	copy_setting(target.application, settings_application, SHARED_MAX_NAME);
+	copy_setting(target.environment, settings_environment, SHARED_MAX_NAME);
+	copy_setting(target.application_version, settings_application_version,
+				 SHARED_MAX_NAME);
 	return version_set_target(my_database, &target);
 }
 

@@ -2050,7 +2050,7 @@ test_no_memory(void)
 	for (budget = 0; budget < 10000 && status != ENGINE_OK; budget++)
 	{
 		DrySource dry = {budget, 0};
-		ArenaSource source = {dry_alloc, dry_free, &dry};
+		ArenaSource source = {dry_alloc, dry_free, &dry, NULL};
 		TestHost host = {.forced = ENGINE_OK};
 		SnapshotHost functions = {&host, host_store_json, host_store_text};
 		CompileResult result;

@@ -346,6 +346,49 @@ test_cost(void)
 	arena_release(&arena);
 }
 
+/* Says yes when it was asked often enough. */
+static bool
+lose_patience(void *context)
+{
+	int *patience = context;
+
+	return (*patience)-- <= 0;
+}
+
+/* A host that wants the work to end. */
+static void
+test_interrupted(void)
+{
+	const size_t count = 100000;
+	char *text = malloc(2 * count + 2);
+	int patience;
+	ArenaSource source = arena_malloc_source;
+	int refused = 0;
+
+	text[0] = '[';
+	for (size_t i = 0; i < count; i++)
+		memcpy(text + 1 + 2 * i, "1,", 2);
+	text[2 * count] = ']';
+	source.context = &patience;
+	source.interrupted = lose_patience;
+	for (int allowed = 0; allowed < 20; allowed++)
+	{
+		Arena short_lived;
+		const JsonNode *root;
+
+		patience = allowed;
+		arena_init(&short_lived, &source);
+		if (json_parse(text, 2 * count + 1, ENGINE_MAX_DEPTH, &short_lived,
+					   &root, NULL) == ENGINE_NO_MEMORY &&
+			root == NULL && short_lived.failed)
+			refused++;
+		arena_release(&short_lived);
+	}
+	tap_ok(refused == 20, "work ends when the host wants it (%d of 20)",
+		   refused);
+	free(text);
+}
+
 int
 main(void)
 {
@@ -357,5 +400,6 @@ main(void)
 	test_get();
 	test_pieces();
 	test_cost();
+	test_interrupted();
 	return tap_done();
 }

@@ -1098,7 +1098,7 @@ test_no_memory(void)
 	for (limit = 0; !enough && limit < 1000; limit++)
 	{
 		Meter meter = {limit, 0};
-		ArenaSource source = {meter_alloc, meter_free, &meter};
+		ArenaSource source = {meter_alloc, meter_free, &meter, NULL};
 		MatchCache *cache = match_cache_create(&source);
 		size_t index;
 
@@ -1415,7 +1415,7 @@ static void
 test_compile_no_memory(void)
 {
 	Meter meter = {0, 0};
-	ArenaSource source = {meter_alloc, meter_free, &meter};
+	ArenaSource source = {meter_alloc, meter_free, &meter, NULL};
 	Arena poor;
 	const ExprNode *expression;
 	size_t size;

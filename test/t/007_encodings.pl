@@ -45,6 +45,8 @@ for my $encoding (qw(UTF8 LATIN1 SQL_ASCII))
 		"$encoding: attributes are compared as UTF-8");
 	is($node->safe_psql($name, "$utf8 SELECT absmartly_peek_treatment('{\"user_id\": 1}', 'audience', '{\"city\": \"Koeln\"}')"), '0',
 		"$encoding: and differ where they differ");
+	is($node->safe_psql($name, "$utf8 SET absmartly.overrides = '{\"caf\xc3\xa9\": 5}'; SELECT absmartly_peek_treatment('{}', 'caf\xc3\xa9')"), '5',
+		"$encoding: overrides are found by name");
 	is($node->safe_psql($name, "$utf8 SELECT convert_from(absmartly_utf8_bytes('\xc3\xa9')::text::bytea, 'UTF8')"), '{195,169}',
 		"$encoding: bytes are UTF-8's");
 }
