@@ -186,7 +186,7 @@ sub load
 {
 	my ($data) = @_;
 
-	return check('data is loaded', call(set_context_data => json($data)) . ' > 0', 'true');
+	return check('data is loaded', call(set_context_data => json($data)) . ' IS NOT NULL', 'true');
 }
 
 sub set
