@@ -26,6 +26,11 @@
 #include "varatt.h"
 #endif
 
+/* before a declaration: the function never returns */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn _Noreturn
+#endif
+
 /* A process's number in arrays of one slot for each backend. */
 #if PG_VERSION_NUM >= 170000
 #define backend_slot_number() MyProcNumber

@@ -681,20 +681,26 @@ expression_evaluate(const ExprNode *expression, EvalContext *context,
 /* A clause that aborts the evaluation decides, too. */
 EngineStatus
 expression_deciding_clause(const ExprNode *expression, EvalContext *context,
-						   int *clause)
+						   const ExprNode **clause, int *index)
 {
 	EvalOutcome outcome;
 	Value result;
-	uint32_t index;
+	uint32_t last;
 
-	*clause = -1;
+	*clause = NULL;
+	*index = -1;
 	if (expression->kind != EXPR_AND)
 		return ENGINE_OK;
-	outcome = evaluate_list(expression, context, false, &result, &index);
+	outcome = evaluate_list(expression, context, false, &result, &last);
 	if (outcome == EVAL_STACK)
 		return ENGINE_STACK;
-	if (index < expression->count)
-		*clause = (int) index;
+	if (last < expression->count)
+	{
+		*clause =
+			(const ExprNode *) ((const char *) expression + expression->link) +
+			last;
+		*index = (int) last;
+	}
 	return ENGINE_OK;
 }
 

@@ -53,12 +53,13 @@ extern EngineStatus expression_evaluate(const ExprNode *expression,
 										bool *aborted);
 
 /*
- * For explanations: if the expression is a list (or an "and"), the index of
- * the first clause that does not convert to true, else -1.
+ * For explanations: if the expression is a list (or an "and"), the first
+ * operand that does not convert to true and its index; else NULL and -1.
  */
 extern EngineStatus expression_deciding_clause(const ExprNode *expression,
 											   EvalContext *context,
-											   int *clause);
+											   const ExprNode **clause,
+											   int *index);
 
 /* The value at a path in variables (protocol 6, "Paths"), for tests and SQL. */
 extern bool expression_extract(EvalContext *context, EngineText path,

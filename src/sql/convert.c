@@ -76,7 +76,7 @@ target_init(Target *target, Oid type, MemoryContext context)
 static bool
 call_input(Target *target, char *text, Datum *result)
 {
-	ErrorSaveContext errors = {T_ErrorSaveContext};
+	ErrorSaveContext errors = {.type = T_ErrorSaveContext};
 
 	return InputFunctionCallSafe(&target->input, text, target->io_parameter, -1,
 								 (Node *) &errors, result);

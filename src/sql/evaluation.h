@@ -113,7 +113,7 @@ extern void evaluation_begin(Evaluation *evaluation, const DataVersion *version,
 							 bool has_attributes, Datum attributes);
 
 /* Raises what a status other than ENGINE_OK means. */
-extern void evaluation_raise(EngineStatus status) pg_attribute_noreturn();
+pg_noreturn extern void evaluation_raise(EngineStatus status);
 
 /* The variant that absmartly.overrides gives an experiment, or NULL. */
 static inline const int32 *

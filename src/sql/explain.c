@@ -214,17 +214,46 @@ put_unit(Builder *builder, const Subject *subject)
 	end_object(builder);
 }
 
-/* The clause of a filter with that index, if the filter is a list. */
+/* The operand of a list, or of an "and", with that index. */
 static const JsonNode *
-find_clause(const JsonNode *filter, int index)
+find_operand(const JsonNode *list, int index)
 {
-	if (filter == NULL || index < 0)
+	if (list->kind == JSON_OBJECT && list->count > 0)
+		list = json_member_value(list, 0);
+	if (list->kind != JSON_ARRAY || (uint32_t) index >= list->count)
 		return NULL;
-	if (filter->kind == JSON_OBJECT && filter->count > 0)
-		filter = json_member_value(filter, 0);
-	if (filter->kind != JSON_ARRAY || (uint32_t) index >= filter->count)
-		return NULL;
-	return json_element(filter, (uint32_t) index);
+	return json_element(list, (uint32_t) index);
+}
+
+/*
+ * The innermost clause of a filter that made it fail, NULL if there is no
+ * telling.  *first is the index of the clause of the filter that it is in.
+ */
+static const JsonNode *
+find_deciding_clause(Subject *subject, const JsonNode *filter, int *first)
+{
+	const ExprNode *expression =
+		snapshot_at(subject->snapshot, subject->experiment->audience);
+	const JsonNode *clause = NULL;
+
+	*first = -1;
+	while (filter != NULL)
+	{
+		int index;
+		EngineStatus status = expression_deciding_clause(
+			expression, &subject->evaluation.context, &expression, &index);
+
+		if (status != ENGINE_OK)
+			evaluation_raise(status);
+		if (expression == NULL)
+			break;
+		if (*first < 0)
+			*first = index;
+		filter = find_operand(filter, index);
+		if (filter != NULL)
+			clause = filter;
+	}
+	return clause;
 }
 
 /*
@@ -244,7 +273,7 @@ put_audience(Builder *builder, Subject *subject)
 	const JsonNode *clause_tree;
 	ArenaSource chunks;
 	Arena arena;
-	int clause = -1;
+	int first;
 	EngineStatus status = ENGINE_OK;
 
 	if (experiment->audience_text.offset == 0 || source.length == 0)
@@ -253,14 +282,8 @@ put_audience(Builder *builder, Subject *subject)
 		return;
 	}
 	if (experiment->audience != 0)
-	{
 		status = assign_audience(subject->snapshot, experiment,
 								 &subject->evaluation.context, &verdict);
-		if (status == ENGINE_OK && verdict == AUDIENCE_MISMATCH)
-			status = expression_deciding_clause(
-				snapshot_at(subject->snapshot, experiment->audience),
-				&subject->evaluation.context, &clause);
-	}
 	if (status != ENGINE_OK)
 		evaluation_raise(status);
 
@@ -282,10 +305,13 @@ put_audience(Builder *builder, Subject *subject)
 	put_boolean(builder, "strict",
 				(experiment->flags & SNAP_AUDIENCE_STRICT) != 0);
 	put_text(builder, "verdict", verdicts[verdict], strlen(verdicts[verdict]));
-	clause_tree = tree ? find_clause(json_get(tree, "filter"), clause) : NULL;
+	clause_tree = NULL;
+	if (tree != NULL && verdict == AUDIENCE_MISMATCH)
+		clause_tree =
+			find_deciding_clause(subject, json_get(tree, "filter"), &first);
 	if (clause_tree != NULL)
 	{
-		put_integer(builder, "clause_index", clause);
+		put_integer(builder, "clause_index", first);
 		put_tree(builder, "clause", clause_tree);
 	}
 	end_object(builder);

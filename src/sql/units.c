@@ -34,8 +34,8 @@ typedef struct Member
  * Errors.  All of them name the unit, or say that there is only one.
  */
 
-static void report_wrong_unit(const Member *member, const char *kind)
-	pg_attribute_noreturn();
+pg_noreturn static void report_wrong_unit(const Member *member,
+										  const char *kind);
 
 static const char *
 unit_label(const char *name, size_t length)

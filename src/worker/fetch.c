@@ -53,6 +53,7 @@ static int attempts = 0; /* made in this round */
 static int failed_rounds = 0;
 static uint64 round_ticket = 0; /* the requests that this attempt serves */
 static TimestampTz next_attempt = 0; /* 0: at once, DT_NOEND: not planned */
+static TimestampTz last_good = 0; /* end of the last round, if it went well */
 static bool ready_logged = false;
 static char last_reported[SHARED_MAX_ERROR] = "";
 
@@ -243,13 +244,18 @@ fail_attempt(DatabaseState *state, AttemptResult result, const char *error,
 static void
 plan_next_round(void)
 {
-	attempts = 0;
-	failed_rounds = 0;
 	if (settings_refresh_interval > 0)
 		next_attempt = TimestampTzPlusMilliseconds(
-			GetCurrentTimestamp(), (int64) settings_refresh_interval * 1000);
+			last_good, (int64) settings_refresh_interval * 1000);
 	else
 		next_attempt = DT_NOEND;
+}
+
+void
+fetch_settings_changed(void)
+{
+	if (last_good != 0)
+		plan_next_round();
 }
 
 /*
@@ -405,6 +411,9 @@ fetch_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 
 	if (result == ATTEMPT_GOOD)
 	{
+		attempts = 0;
+		failed_rounds = 0;
+		last_good = GetCurrentTimestamp();
 		plan_next_round();
 		worker_set_state(state, WORKER_IDLE);
 		finish_round(state, NULL);
@@ -423,6 +432,7 @@ fetch_restart(DatabaseState *state, HttpClient *client)
 	attempts = 0;
 	failed_rounds = 0;
 	next_attempt = 0;
+	last_good = 0;
 	ready_logged = false;
 	last_reported[0] = '\0';
 }
@@ -465,6 +475,7 @@ fetch_begin(DatabaseState *state, HttpClient *client)
 		state->fetch.retries++;
 	LWLockRelease(&state->lock);
 	attempts++;
+	last_good = 0;
 	worker_set_state(state, WORKER_FETCHING);
 
 	api_key = read_api_key(error, sizeof(error));

@@ -313,6 +313,8 @@ absmartly_worker_main(Datum argument)
 				fetch_restart(my_database, client);
 				fetch_load_file(my_database);
 			}
+			else
+				fetch_settings_changed();
 		}
 		if (my_database->restart_requested || settings_changed(loop_context))
 			proc_exit(0);

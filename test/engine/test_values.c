@@ -1313,6 +1313,7 @@ test_evaluation(void)
 	Value result;
 	size_t size;
 	bool aborted;
+	const ExprNode *operand;
 	int clause;
 	const char *source;
 	char deep[4 * ENGINE_MAX_DEPTH];
@@ -1355,26 +1356,26 @@ test_evaluation(void)
 			 "{\"var\":\"environment/x\"}]";
 	tap_ok(expression_compile(parse(source, strlen(source)), &arena,
 							  &expression, &size) == ENGINE_OK &&
-			   expression_deciding_clause(expression, &context, &clause) ==
-				   ENGINE_OK &&
+			   expression_deciding_clause(expression, &context, &operand,
+										  &clause) == ENGINE_OK &&
 			   clause == 1,
 		   "the deciding clause");
 	source = "{\"and\":[{\"value\":1},{\"var\":\"environment/x\"}]}";
 	(void) expression_compile(parse(source, strlen(source)), &arena,
 							  &expression, &size);
-	tap_ok(expression_deciding_clause(expression, &context, &clause) ==
-				   ENGINE_OK &&
+	tap_ok(expression_deciding_clause(expression, &context, &operand,
+									  &clause) == ENGINE_OK &&
 			   clause == 1,
 		   "a clause that aborts decides");
 	source = "[{\"value\":1}]";
 	(void) expression_compile(parse(source, strlen(source)), &arena,
 							  &expression, &size);
-	(void) expression_deciding_clause(expression, &context, &clause);
+	(void) expression_deciding_clause(expression, &context, &operand, &clause);
 	tap_ok(clause == -1, "no clause decides");
 	source = "{\"or\":[{\"value\":0}]}";
 	(void) expression_compile(parse(source, strlen(source)), &arena,
 							  &expression, &size);
-	(void) expression_deciding_clause(expression, &context, &clause);
+	(void) expression_deciding_clause(expression, &context, &operand, &clause);
 	tap_ok(clause == -1, "an \"or\" has no deciding clause");
 
 	source = "{\"or\":[{\"in\":[{\"var\":\"l\"},{\"value\":[1]}]}]}";

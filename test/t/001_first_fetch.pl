@@ -68,6 +68,11 @@ $collector->set_data('/two/v1', experiments(experiment('exp_four')));
 ok(await_sql($node, 'SELECT name FROM absmartly_experiments', 'exp_four', database => 'two'),
 	'a changed interval reaches the worker, and brings data by itself');
 
+configure($node, "absmartly.refresh_interval = 1");
+$collector->set_data('/one/v1', experiments(experiment('exp_five')));
+ok(await_sql($node, 'SELECT name FROM absmartly_experiments', 'exp_five'), 'so does a reload');
+configure($node, "absmartly.refresh_interval = 0");
+
 # settings of a role have no place in a worker
 fails_with(
 	$node,
