@@ -71,6 +71,6 @@ SELECT absmartly_set_context_data(json_build_object('experiments', json_build_ar
 	'id', 1, 'name', 'nested', 'unitType', 'session_id', 'split', '[0.5, 0.5]'::json, 'trafficSplit', '[0, 1]'::json,
 	'variants', '[{}, {}]'::json,
 	'audience', '{"filter":[{"gte":[{"var":"age"},{"value":18}]},{"and":[{"value":true},[{"eq":[{"var":"country"},{"value":"DE"}]}]]}]}'))));
-SELECT absmartly_explain('{"session_id": "a"}', 'nested', '{"age": 20, "country": "FR"}')->'audience' - 'expression' AS inner_clause;
-SELECT absmartly_explain('{"session_id": "a"}', 'nested', '{"age": 10, "country": "FR"}')->'audience' - 'expression' AS outer_clause;
-SELECT absmartly_explain('{"session_id": "a"}', 'nested', '{"age": 20, "country": "DE"}')->'audience' - 'expression' AS no_clause;
+SELECT (absmartly_explain('{"session_id": "a"}', 'nested', '{"age": 20, "country": "FR"}')->'audience') - 'expression' AS inner_clause;
+SELECT (absmartly_explain('{"session_id": "a"}', 'nested', '{"age": 10, "country": "FR"}')->'audience') - 'expression' AS outer_clause;
+SELECT (absmartly_explain('{"session_id": "a"}', 'nested', '{"age": 20, "country": "DE"}')->'audience') - 'expression' AS no_clause;
