@@ -64,10 +64,27 @@
 #define qualified_name_list(name) stringToQualifiedNameList(name)
 #endif
 
-/* input functions can say that a text is no value without raising */
+/*
+ * Calls an input function.  Where the server lets input functions say that a
+ * text is no value without raising, those that do so give false.
+ */
 #if PG_VERSION_NUM >= 160000
-#define COMPAT_SOFT_ERRORS
 #include "nodes/miscnodes.h"
+static inline bool
+compat_input(FmgrInfo *input, char *text, Oid io_parameter, Datum *result)
+{
+	ErrorSaveContext errors = {.type = T_ErrorSaveContext};
+
+	return InputFunctionCallSafe(input, text, io_parameter, -1,
+								 (Node *) &errors, result);
+}
+#else
+static inline bool
+compat_input(FmgrInfo *input, char *text, Oid io_parameter, Datum *result)
+{
+	*result = InputFunctionCall(input, text, io_parameter, -1);
+	return true;
+}
 #endif
 
 /* memory for the extra of a setting */

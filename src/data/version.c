@@ -44,6 +44,9 @@
 /* text of so many bytes takes an order of magnitude more to compile */
 #define LARGE_TEXT (1024 * 1024)
 
+/* so often at most a backend asks the launcher for a worker */
+#define ASK_INTERVAL_MS 1000
+
 /* A pinned version, or the fact that there was none. */
 typedef struct Pin
 {
@@ -285,6 +288,23 @@ load_local_file(void)
 }
 
 /*
+ * Nobody serves this database yet: lets the launcher have a look.  There may be
+ * a reason for it that lasts, so not at every statement.
+ */
+static void
+ask_for_worker(void)
+{
+	static TimestampTz asked_at = 0;
+	TimestampTz now = GetCurrentStatementStartTimestamp();
+
+	if (asked_at != 0 &&
+		!TimestampDifferenceExceeds(asked_at, now, ASK_INTERVAL_MS))
+		return;
+	asked_at = now;
+	shared_request_probe(MyDatabaseId);
+}
+
+/*
  * Finds the version for the present statement, at the statement's first call.
  */
 const DataVersion *
@@ -317,8 +337,7 @@ data_pin(void)
 	state = shared_my_database();
 	if (state == NULL)
 	{
-		/* nobody serves this database yet: let the launcher have a look */
-		shared_request_probe(MyDatabaseId);
+		ask_for_worker();
 		set_current(NULL, InvalidDsaPointer);
 		return NULL;
 	}

@@ -70,19 +70,9 @@ target_init(Target *target, Oid type, MemoryContext context)
 
 /*
  * The input function, with an error for what does not fit turned into false.
+ * No server spares us catching errors: the functions of extensions and the
+ * checks of domains can raise them in all.
  */
-#ifdef COMPAT_SOFT_ERRORS
-
-static bool
-call_input(Target *target, char *text, Datum *result)
-{
-	ErrorSaveContext errors = {.type = T_ErrorSaveContext};
-
-	return InputFunctionCallSafe(&target->input, text, target->io_parameter, -1,
-								 (Node *) &errors, result);
-}
-
-#else
 
 /*
  * Whether the type's input function is one of the server's that look at
@@ -116,8 +106,7 @@ call_plain_input(Target *target, char *text, Datum *result)
 
 	PG_TRY();
 	{
-		*result =
-			InputFunctionCall(&target->input, text, target->io_parameter, -1);
+		fits = compat_input(&target->input, text, target->io_parameter, result);
 	}
 	PG_CATCH();
 	{
@@ -157,8 +146,7 @@ call_input_in_subtransaction(Target *target, char *text, Datum *result)
 	MemoryContextSwitchTo(caller);
 	PG_TRY();
 	{
-		*result =
-			InputFunctionCall(&target->input, text, target->io_parameter, -1);
+		fits = compat_input(&target->input, text, target->io_parameter, result);
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(caller);
 		CurrentResourceOwner = owner;
@@ -183,8 +171,8 @@ call_input_in_subtransaction(Target *target, char *text, Datum *result)
 }
 
 /*
- * In parallel mode there are no subtransactions: there the error of a type of
- * an extension's or the user's reaches the user.
+ * In parallel mode there are no subtransactions: there an error that a type of
+ * an extension's or the user's raises reaches the user.
  */
 static bool
 call_input(Target *target, char *text, Datum *result)
@@ -193,11 +181,8 @@ call_input(Target *target, char *text, Datum *result)
 		return call_plain_input(target, text, result);
 	if (!IsInParallelMode())
 		return call_input_in_subtransaction(target, text, result);
-	*result = InputFunctionCall(&target->input, text, target->io_parameter, -1);
-	return true;
+	return compat_input(&target->input, text, target->io_parameter, result);
 }
-
-#endif /* COMPAT_SOFT_ERRORS */
 
 /*
  * The text that the input function gets; NULL if values of this kind do not

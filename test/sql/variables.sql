@@ -65,7 +65,7 @@ CREATE DOMAIN pg_temp.small AS int CHECK (VALUE < 50);
 CREATE DOMAIN pg_temp.required AS int NOT NULL;
 CREATE DOMAIN pg_temp.flag AS boolean;
 CREATE DOMAIN pg_temp.document AS jsonb CHECK (jsonb_typeof(VALUE) = 'object');
-CREATE DOMAIN pg_temp.even AS text CHECK (VALUE::int % 2 = 0); -- raises what no input function would
+CREATE DOMAIN pg_temp.inverse AS int CHECK (1 / (VALUE - 42) IS NOT NULL); -- its check can fail with an error of its own
 SELECT key, absmartly_peek_variable_value('{"user_id": 1}', key, '1999-12-31'::date) AS date,
 	absmartly_peek_variable_value('{"user_id": 1}', key, '00000000-0000-0000-0000-000000000000'::uuid) AS uuid,
 	absmartly_peek_variable_value('{"user_id": 1}', key, 'green'::pg_temp.colour) AS enum,
@@ -82,8 +82,7 @@ BEGIN;
 SELECT absmartly_peek_variable_value('{"user_id": 1}', 'text', '{7}'::int[]) AS "array",
 	absmartly_peek_variable_value('{"user_id": 1}', 'no date', now()) = now() AS timestamptz;
 SELECT absmartly_peek_variable_value('{"user_id": 1}', 'text', 'pg_class'::regclass) AS regclass;
-SELECT key, absmartly_peek_variable_value('{"user_id": 1}', key, '4'::pg_temp.even) AS even
-FROM unnest(ARRAY['digits', 'int', 'text', 'true']) AS key;
+SELECT key, absmartly_peek_variable_value('{"user_id": 1}', key, 7::pg_temp.inverse) AS inverse FROM unnest(ARRAY['int', 'minus', 'text']) AS key;
 COMMIT;
 
 -- a key of several experiments: the lowest id that gives a value
