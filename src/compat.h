@@ -31,6 +31,18 @@
 #define pg_noreturn _Noreturn
 #endif
 
+/* settings of newer servers that a worker must not inherit */
+#if PG_VERSION_NUM >= 170000
+#define COMPAT_PINNED_SETTINGS {"transaction_timeout", "0"},
+#else
+#define COMPAT_PINNED_SETTINGS
+#endif
+
+/* connection limit of a database whose DROP was interrupted */
+#ifndef DATCONNLIMIT_INVALID_DB
+#define DATCONNLIMIT_INVALID_DB (-2)
+#endif
+
 /* A process's number in arrays of one slot for each backend. */
 #if PG_VERSION_NUM >= 170000
 #define backend_slot_number() MyProcNumber

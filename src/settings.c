@@ -7,6 +7,7 @@
 #include <limits.h>
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -182,6 +183,13 @@ check_proxy(char **value, void **extra, GucSource source)
 		GUC_check_errdetail("A proxy has no blanks or control characters.");
 		return false;
 	}
+	if (strchr(*value, '@') != NULL)
+	{
+		/* without the value: it may hold a password */
+		GUC_check_errmsg("invalid value for parameter \"absmartly.proxy\"");
+		GUC_check_errdetail("A proxy holds no user name or password.");
+		return false;
+	}
 	return true;
 }
 
@@ -205,6 +213,15 @@ check_api_key(char **value, void **extra, GucSource source)
 								"or non-ASCII characters.");
 			return false;
 		}
+
+	if (length > SETTINGS_MAX_API_KEY)
+	{
+		GUC_check_errmsg("invalid value for parameter "
+						 "\"absmartly.api_key\"");
+		GUC_check_errdetail("An API key has at most %d characters.",
+							SETTINGS_MAX_API_KEY);
+		return false;
+	}
 
 	key = setting_alloc(length + 1);
 	if (key == NULL)
@@ -252,18 +269,34 @@ check_event_logger(char **value, void **extra, GucSource source)
 
 /*
  * A setting's text in UTF-8, palloc'd or text itself; NULL if there is no
- * telling, outside of a database.
+ * telling, outside of a database, or if it can't be converted.  Raises
+ * nothing: a role with such a setting must be able to log in.
  */
 static const char *
 setting_to_utf8(const char *text)
 {
 	int length = (int) strlen(text);
+	int encoding = GetDatabaseEncoding();
+	size_t room = (size_t) length * MAX_CONVERSION_GROWTH + 1;
+	char *result;
+	Oid conversion;
 
 	if (pg_encoding_verifymbstr(PG_UTF8, text, length) == length)
 		return text;
-	if (!IsTransactionState() || GetDatabaseEncoding() == PG_SQL_ASCII)
+	if (!IsTransactionState() || encoding == PG_SQL_ASCII ||
+		encoding == PG_UTF8 || room > MaxAllocSize)
 		return NULL;
-	return pg_server_to_any(text, length, PG_UTF8);
+	conversion = FindDefaultConversionProc(encoding, PG_UTF8);
+	if (!OidIsValid(conversion))
+		return NULL;
+	result = palloc_extended(room, MCXT_ALLOC_NO_OOM);
+	if (result == NULL ||
+		pg_do_encoding_conversion_buf(
+			conversion, encoding, PG_UTF8,
+			(unsigned char *) unconstify(char *, text), length,
+			(unsigned char *) result, (int) room, true) != length)
+		return NULL;
+	return result;
 }
 
 static bool
@@ -279,7 +312,8 @@ check_overrides(char **value, void **extra, GucSource source)
 
 	if (text == NULL)
 	{
-		GUC_check_errdetail("It is not valid UTF-8.");
+		GUC_check_errdetail("It is not valid in UTF-8 or in the database's "
+							"encoding.");
 		return false;
 	}
 	arena_init(&arena, &arena_malloc_source);
@@ -394,6 +428,42 @@ settings_database_wanted(const char *name)
 	list_free(names);
 	pfree(copy);
 	return wanted;
+}
+
+static bool
+is_one_of(const char *name, const char *const *names, int count)
+{
+	for (int i = 0; i < count; i++)
+		if (pg_strcasecmp(name, names[i]) == 0)
+			return true;
+	return false;
+}
+
+bool
+settings_acts_in_worker(const char *name)
+{
+	static const char *const names[] = {"absmartly.endpoint",
+										"absmartly.api_key_file",
+										"absmartly.application",
+										"absmartly.application_version",
+										"absmartly.environment",
+										"absmartly.refresh_interval",
+										"absmartly.connect_timeout",
+										"absmartly.request_timeout",
+										"absmartly.max_retries",
+										"absmartly.ca_file",
+										"absmartly.proxy"};
+
+	return is_one_of(name, names, lengthof(names));
+}
+
+bool
+settings_is_target(const char *name)
+{
+	static const char *const names[] = {
+		"absmartly.endpoint", "absmartly.application", "absmartly.environment"};
+
+	return is_one_of(name, names, lengthof(names));
 }
 
 /*

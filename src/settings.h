@@ -38,6 +38,9 @@ extern char *settings_databases;
 extern int settings_on_not_ready;
 extern bool settings_include_system_attributes;
 
+/* characters that an API key may have */
+#define SETTINGS_MAX_API_KEY 1024
+
 /* The API key of the configuration file, or "".  Never log it. */
 extern const char *settings_api_key(void);
 
@@ -52,6 +55,13 @@ extern const int32 *settings_override(const char *name, size_t length);
 
 /* Whether absmartly.databases lets this database have a worker. */
 extern bool settings_database_wanted(const char *name);
+
+/*
+ * Whether a setting acts in the workers alone, so that a role's value would
+ * be of no effect; and whether it says what data is fetched for.
+ */
+extern bool settings_acts_in_worker(const char *name);
+extern bool settings_is_target(const char *name);
 
 /* Defines all settings. */
 extern void settings_define(void);

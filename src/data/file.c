@@ -32,7 +32,6 @@ typedef struct FileHeader
 	uint32 magic;
 	uint32 version;
 	pg_crc32c crc; /* of the rest of the header and the text */
-	uint32 source;
 	int64 fetched_at;
 	uint64 length; /* of the text, which follows the header */
 	DataTarget target;
@@ -47,7 +46,7 @@ file_path(char *path, Oid database, const char *suffix)
 static pg_crc32c
 file_crc(const FileHeader *header, const char *text)
 {
-	size_t start = offsetof(FileHeader, source);
+	size_t start = offsetof(FileHeader, fetched_at);
 	pg_crc32c crc;
 
 	INIT_CRC32C(crc);
@@ -98,7 +97,7 @@ read_all(int file, char *data, size_t length)
 
 bool
 file_write(Oid database, const DataTarget *target, TimestampTz fetched_at,
-		   int source, const char *text, size_t length)
+		   const char *text, size_t length)
 {
 	FileHeader *header = palloc0(sizeof(FileHeader));
 	char path[MAXPGPATH];
@@ -109,7 +108,6 @@ file_write(Oid database, const DataTarget *target, TimestampTz fetched_at,
 
 	header->magic = FILE_MAGIC;
 	header->version = FILE_VERSION;
-	header->source = source;
 	header->fetched_at = fetched_at;
 	header->length = length;
 	strlcpy(header->target.endpoint, target->endpoint, SHARED_MAX_ENDPOINT);
@@ -200,7 +198,6 @@ file_read(Oid database)
 	result->length = header.length;
 	result->target = header.target;
 	result->fetched_at = header.fetched_at;
-	result->source = header.source;
 	return result;
 }
 

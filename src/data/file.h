@@ -16,15 +16,13 @@ typedef struct DataFile
 {
 	DataTarget target;
 	TimestampTz fetched_at;
-	int source; /* DataSource when it was written */
 	char *text; /* palloc'd, NUL-terminated */
 	size_t length;
 } DataFile;
 
 /* Writes or replaces the file.  Failure is reported at WARNING, not raised. */
 extern bool file_write(Oid database, const DataTarget *target,
-					   TimestampTz fetched_at, int source, const char *text,
-					   size_t length);
+					   TimestampTz fetched_at, const char *text, size_t length);
 
 /*
  * Reads the file.  NULL if there is none, or if it is damaged (WARNING).  The

@@ -33,7 +33,6 @@ typedef struct SharedHeader
 	pg_atomic_uint32 directory_changes;
 
 	slock_t mutex; /* protects the rest up to the databases */
-	pid_t launcher_pid;
 	PGPROC *launcher_proc;
 	int nprobes; /* -1: too many */
 	Oid probes[SHARED_MAX_PROBES];
@@ -178,7 +177,6 @@ state_reset(DatabaseState *state, Oid database)
 	state->generation = 0;
 	state->source = 0;
 	state->fetched_at = 0;
-	state->last_warning[0] = '\0';
 	state->extension = EXTENSION_UNKNOWN;
 	state->worker_pid = 0;
 	state->worker_proc = NULL;
@@ -194,37 +192,39 @@ state_reset(DatabaseState *state, Oid database)
 	LWLockRelease(&state->lock);
 }
 
-DatabaseState *
-shared_database(Oid database, bool create)
+/* shared_database() with the directory's lock held */
+static DatabaseState *
+find_or_create(Oid database, bool create)
 {
-	DatabaseState *state = NULL;
 	DatabaseState *unused = NULL;
 
-	Assert(OidIsValid(database));
-	if (shared == NULL)
-		return NULL;
-
-	LWLockAcquire(shared->directory_lock, create ? LW_EXCLUSIVE : LW_SHARED);
 	for (int i = 0; i < SHARED_MAX_DATABASES; i++)
 	{
 		DatabaseState *candidate = &shared->databases[i];
 
 		if (candidate->database == database)
-		{
-			state = candidate;
-			break;
-		}
+			return candidate;
 		if (unused == NULL && !OidIsValid(candidate->database))
 			unused = candidate;
 	}
-	if (state == NULL && create && unused != NULL)
-	{
-		state_reset(unused, database);
-		pg_atomic_fetch_add_u32(&shared->directory_changes, 1);
-		state = unused;
-	}
-	LWLockRelease(shared->directory_lock);
+	if (!create || unused == NULL)
+		return NULL;
+	state_reset(unused, database);
+	pg_atomic_fetch_add_u32(&shared->directory_changes, 1);
+	return unused;
+}
 
+DatabaseState *
+shared_database(Oid database, bool create)
+{
+	DatabaseState *state;
+
+	Assert(OidIsValid(database));
+	if (shared == NULL)
+		return NULL;
+	LWLockAcquire(shared->directory_lock, create ? LW_EXCLUSIVE : LW_SHARED);
+	state = find_or_create(database, create);
+	LWLockRelease(shared->directory_lock);
 	return state;
 }
 
@@ -248,15 +248,6 @@ shared_my_database(void)
 	return my_state;
 }
 
-DatabaseState *
-shared_database_at(int index)
-{
-	Assert(index >= 0 && index < SHARED_MAX_DATABASES);
-	if (shared == NULL || !OidIsValid(shared->databases[index].database))
-		return NULL;
-	return &shared->databases[index];
-}
-
 void
 shared_forget_database(Oid database)
 {
@@ -272,8 +263,9 @@ shared_forget_database(Oid database)
 			continue;
 		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 		if (!DsaPointerIsValid(state->current) && state->nretired == 0 &&
-			state->worker_pid == 0)
+			state->worker_pid == 0 && !shared_database_held(state))
 		{
+			state->target_known = false;
 			state->database = InvalidOid;
 			pg_atomic_fetch_add_u32(&shared->directory_changes, 1);
 		}
@@ -283,24 +275,31 @@ shared_forget_database(Oid database)
 	LWLockRelease(shared->directory_lock);
 }
 
-bool
-shared_database_hold(DatabaseState *state)
+DatabaseState *
+shared_database_hold(Oid database)
 {
+	DatabaseState *state;
 	bool held = false;
 
-	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < SHARED_MAX_HOLDERS && !held; i++)
+	/* the directory's lock keeps the place from being given to another one */
+	LWLockAcquire(shared->directory_lock, LW_EXCLUSIVE);
+	state = find_or_create(database, true);
+	if (state != NULL)
 	{
-		pid_t holder = state->holders[i];
-
-		if (holder == 0 || BackendPidGetProc(holder) == NULL)
+		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+		for (int i = 0; i < SHARED_MAX_HOLDERS && !held; i++)
 		{
-			state->holders[i] = MyProcPid;
-			held = true;
+			pid_t holder = state->holders[i];
+
+			held = holder == 0 || holder == MyProcPid ||
+				   BackendPidGetProc(holder) == NULL;
+			if (held)
+				state->holders[i] = MyProcPid;
 		}
+		LWLockRelease(&state->lock);
 	}
-	LWLockRelease(&state->lock);
-	return held;
+	LWLockRelease(shared->directory_lock);
+	return held ? state : NULL;
 }
 
 void
@@ -342,22 +341,8 @@ void
 shared_set_launcher(PGPROC *proc)
 {
 	SpinLockAcquire(&shared->mutex);
-	shared->launcher_pid = proc ? MyProcPid : 0;
 	shared->launcher_proc = proc;
 	SpinLockRelease(&shared->mutex);
-}
-
-pid_t
-shared_launcher_pid(void)
-{
-	pid_t pid;
-
-	if (shared == NULL)
-		return 0;
-	SpinLockAcquire(&shared->mutex);
-	pid = shared->launcher_pid;
-	SpinLockRelease(&shared->mutex);
-	return pid;
 }
 
 void

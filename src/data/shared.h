@@ -87,7 +87,6 @@ typedef struct DatabaseState
 	uint64 generation; /* of the last version published */
 	int source; /* DataSource of the data in force */
 	TimestampTz fetched_at; /* when the data in force was last confirmed */
-	char last_warning[SHARED_MAX_ERROR];
 
 	/* the worker */
 	ExtensionPresence extension;
@@ -138,17 +137,16 @@ extern DatabaseState *shared_my_database(void);
 
 /*
  * Keeps workers away from a database, until this process lets go or ends.
- * False if too many others do so already.
+ * Gives the database's state; NULL if there is no place left for it, or too
+ * many others keep workers away.
  */
-extern bool shared_database_hold(DatabaseState *state);
+extern DatabaseState *shared_database_hold(Oid database);
 extern void shared_database_release(DatabaseState *state);
 
 /* Whether a living process keeps workers away. */
 extern bool shared_database_held(const DatabaseState *state);
 
-/* All places of the directory; a free one gives NULL. */
 #define SHARED_MAX_DATABASES 256
-extern DatabaseState *shared_database_at(int index);
 
 /*
  * Frees the state of a database that has no worker and whose data was
@@ -163,7 +161,6 @@ extern uint64 shared_next_serial(void);
 
 /* The launcher's process, for its latch; NULL: it ends. */
 extern void shared_set_launcher(PGPROC *proc);
-extern pid_t shared_launcher_pid(void);
 extern void shared_wake_launcher(void);
 
 /* Wakes the worker of a database, if there is one.  Never fails. */

@@ -150,7 +150,8 @@ pin_acquire(Pin *pin, DatabaseState *state)
 	(void) shared_area();
 
 	LWLockAcquire(&state->lock, LW_SHARED);
-	if (DsaPointerIsValid(state->current) && !state->suspended)
+	if (state->database == MyDatabaseId && DsaPointerIsValid(state->current) &&
+		!state->suspended)
 	{
 		DataVersion *version = dsa_get_address(shared_area(), state->current);
 
@@ -647,21 +648,24 @@ retire_current(DatabaseState *state)
 	if (!DsaPointerIsValid(state->current))
 		return;
 	version = dsa_get_address(shared_area(), state->current);
-	version->retired = true;
 	version->next = state->retired;
 	state->retired = state->current;
 	state->nretired++;
 	state->current = InvalidDsaPointer;
 }
 
-/* version_reap() with the lock held exclusively */
-static void
-reap(DatabaseState *state)
+/*
+ * Takes the retired versions that nobody pins out of the list, with the lock
+ * held exclusively; gives them as a chain, for free_versions() without it.
+ */
+static dsa_pointer
+collect_unpinned(DatabaseState *state)
 {
 	dsa_pointer pointer = state->retired;
+	dsa_pointer kept = InvalidDsaPointer;
+	dsa_pointer unpinned = InvalidDsaPointer;
+	uint32 nkept = 0;
 
-	state->retired = InvalidDsaPointer;
-	state->nretired = 0;
 	while (DsaPointerIsValid(pointer))
 	{
 		DataVersion *version = dsa_get_address(shared_area(), pointer);
@@ -670,31 +674,47 @@ reap(DatabaseState *state)
 		if (pg_atomic_read_u32(&version->pins) == 0)
 		{
 			state->version_bytes -= version->size;
-			dsa_free(shared_area(), pointer);
+			version->next = unpinned;
+			unpinned = pointer;
 		}
 		else
 		{
-			version->next = state->retired;
-			state->retired = pointer;
-			state->nretired++;
+			version->next = kept;
+			kept = pointer;
+			nkept++;
 		}
+		pointer = next;
+	}
+	state->retired = kept;
+	state->nretired = nkept;
+	return unpinned;
+}
+
+static void
+free_versions(dsa_pointer pointer)
+{
+	while (DsaPointerIsValid(pointer))
+	{
+		DataVersion *version = dsa_get_address(shared_area(), pointer);
+		dsa_pointer next = version->next;
+
+		dsa_free(shared_area(), pointer);
 		pointer = next;
 	}
 }
 
-int
+void
 version_reap(DatabaseState *state)
 {
-	int left;
+	dsa_pointer unpinned;
 
 	if (state->nretired == 0)
-		return 0;
+		return;
 	(void) shared_area();
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-	reap(state);
-	left = state->nretired;
+	unpinned = collect_unpinned(state);
 	LWLockRelease(&state->lock);
-	return left;
+	free_versions(unpinned);
 }
 
 void
@@ -704,8 +724,8 @@ version_withdraw(DatabaseState *state)
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	retire_current(state);
 	state->fetched_at = 0;
-	reap(state);
 	LWLockRelease(&state->lock);
+	version_reap(state);
 	ConditionVariableBroadcast(&state->changed);
 }
 
@@ -728,13 +748,13 @@ version_set_target(DatabaseState *state, const DataTarget *target)
 	if (another)
 	{
 		retire_current(state);
-		reap(state);
 		state->fetched_at = 0;
 	}
 	state->target = *target;
 	state->target_known = true;
 	state->suspended = false;
 	LWLockRelease(&state->lock);
+	version_reap(state);
 	ConditionVariableBroadcast(&state->changed);
 	return another;
 }
@@ -874,10 +894,11 @@ version_publish(DatabaseState *state, const DataTarget *target,
 	MemoryContextDelete(context);
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-	if (!same_target(&state->target, target))
+	if (state->database != MyDatabaseId || !state->target_known ||
+		!same_target(&state->target, target))
 	{
-		dsa_free(shared_area(), pointer);
 		LWLockRelease(&state->lock);
+		dsa_free(shared_area(), pointer);
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("the settings of absmartly have changed while "
 							   "experiments were loaded"),
@@ -889,8 +910,8 @@ version_publish(DatabaseState *state, const DataTarget *target,
 	state->version_bytes += version->size;
 	state->source = source;
 	state->fetched_at = fetched_at;
-	reap(state);
 	LWLockRelease(&state->lock);
+	version_reap(state);
 	ConditionVariableBroadcast(&state->changed);
 	return generation;
 }

@@ -25,7 +25,6 @@ typedef enum DataSource
 typedef struct DataVersion
 {
 	pg_atomic_uint32 pins;
-	bool retired; /* no longer in force */
 	dsa_pointer next; /* of the retired ones */
 	uint64 serial;
 	uint64 generation;
@@ -94,8 +93,8 @@ extern bool version_set_target(DatabaseState *state, const DataTarget *target);
 /* Takes the data out of force, for good: the extension has gone. */
 extern void version_withdraw(DatabaseState *state);
 
-/* Frees retired versions that nobody pins.  Returns how many are left. */
-extern int version_reap(DatabaseState *state);
+/* Frees retired versions that nobody pins. */
+extern void version_reap(DatabaseState *state);
 
 /*
  * What is known of the data that the session would see: false if there is

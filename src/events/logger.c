@@ -142,13 +142,14 @@ data_datum(const char *data, size_t length)
 {
 	SnapshotHost host;
 	Arena arena;
-	ArenaSource source = arena_malloc_source;
+	ArenaSource source;
 	const JsonNode *root;
 	const void *stored;
 	size_t size;
 	Datum result;
 
 	store_host_init(&host, CurrentMemoryContext);
+	store_arena_source(&source, CurrentMemoryContext);
 	arena_init(&arena, &source);
 	if (json_parse(data, length, ENGINE_MAX_DEPTH, &arena, &root, NULL) ==
 			ENGINE_OK &&
@@ -157,21 +158,39 @@ data_datum(const char *data, size_t length)
 	else
 		result = DirectFunctionCall1(jsonb_in, CStringGetDatum("null"));
 	arena_release(&arena);
+	/* one of them may have ended the parsing */
+	CHECK_FOR_INTERRUPTS();
 	return result;
 }
 
-void
-logger_emit_from_worker(const char *event, const char *data, size_t length)
+/* Text in the database's encoding as a JSON string. */
+static Datum
+text_datum(const char *text)
+{
+	JsonbValue value = {
+		.type = jbvString,
+		.val.string = {(int) strlen(text), unconstify(char *, text)}};
+
+	return JsonbPGetDatum(JsonbValueToJsonb(&value));
+}
+
+/* Calls the logger with data or, if that is NULL, with a message. */
+static void
+emit(const char *event, const char *data, size_t length, const char *message)
 {
 	MemoryContext context = CurrentMemoryContext;
 
+	pgstat_report_activity(
+		STATE_RUNNING,
+		psprintf("absmartly: event logger \"%s\"", settings_event_logger));
 	PG_TRY();
 	{
 		Datum json;
 
+		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		json = data_datum(data, length);
+		json = data ? data_datum(data, length) : text_datum(message);
 		enable_timeout_after(STATEMENT_TIMEOUT, LOGGER_TIMEOUT_MS);
 		call_function(worker_context(), event, json);
 		disable_timeout(STATEMENT_TIMEOUT, false);
@@ -198,4 +217,17 @@ logger_emit_from_worker(const char *event, const char *data, size_t length)
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	pgstat_report_stat(true);
+	pgstat_report_activity(STATE_IDLE, NULL);
+}
+
+void
+logger_emit_from_worker(const char *event, const char *data, size_t length)
+{
+	emit(event, data, length, NULL);
+}
+
+void
+logger_emit_error_from_worker(const char *message)
+{
+	emit("error", NULL, 0, message);
 }

@@ -19,4 +19,7 @@ extern bool logger_wanted(void);
 extern void logger_emit_from_worker(const char *event, const char *data,
 									size_t length);
 
+/* Tells it of an error, by its text in the database's encoding. */
+extern void logger_emit_error_from_worker(const char *message);
+
 #endif /* ABSMARTLY_EVENTS_LOGGER_H */

@@ -194,7 +194,7 @@ absmartly_refresh(PG_FUNCTION_ARGS)
 
 	if (!finished)
 		ereport(ERROR,
-				(errcode(ERRCODE_QUERY_CANCELED),
+				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("time-out while waiting for the experiments of "
 						"database \"%s\"",
 						get_database_name(MyDatabaseId)),
@@ -288,8 +288,7 @@ absmartly_set_context_data(PG_FUNCTION_ARGS)
 	(void) version_publish(state, &target, data.data, data.length, DATA_SET,
 						   now, &unchanged);
 	if (!unchanged)
-		(void) file_write(MyDatabaseId, &target, now, DATA_SET, data.data,
-						  data.length);
+		(void) file_write(MyDatabaseId, &target, now, data.data, data.length);
 	version_unpin_statement();
 	PG_RETURN_VOID();
 }

@@ -269,11 +269,48 @@ jsonb_number_double(Numeric numeric)
 	return number_through_text(&number);
 }
 
+/*
+ * The quick way for what most numbers are: false if number is not integral or
+ * has more than 16 digits.
+ */
+static inline bool
+number_is_small(Numeric numeric, int64 *result)
+{
+	const char *data = VARDATA_ANY(numeric);
+	int count = (int) VARSIZE_ANY_EXHDR(numeric) / (int) sizeof(int16) - 1;
+	int64 value = 0;
+	uint16 header;
+	int16 digit;
+	int weight;
+	int index;
+
+	memcpy(&header, data, sizeof(header));
+	weight = (header & 0x003F) - (header & 0x0040);
+	if ((header & 0xC000) != 0x8000 || weight > 3 || count > weight + 1)
+		return false;
+	for (index = 0; index <= weight; index++)
+	{
+		value *= NUMBER_BASE;
+		if (likely(index < count))
+		{
+			memcpy(&digit, data + sizeof(header) + index * sizeof(digit),
+				   sizeof(digit));
+			value += digit;
+		}
+	}
+	*result = header & 0x2000 ? -value : value;
+	return true;
+}
+
 double
 jsonb_number_finite(Numeric numeric)
 {
-	double number = jsonb_number_double(numeric);
+	double number;
+	int64 small;
 
+	if (likely(number_is_small(numeric, &small)))
+		return (double) small;
+	number = jsonb_number_double(numeric);
 	return Min(Max(number, -DBL_MAX), DBL_MAX);
 }
 
@@ -316,6 +353,9 @@ jsonb_number_from_double(double number)
  * Values
  */
 
+/* up to so many names a search from the start beats bisection */
+#define FEW_NAMES 16
+
 /* extra holds the container's size in bytes. */
 static void
 container_value(const JsonbContainer *container, uint32 size, Value *value)
@@ -327,21 +367,45 @@ container_value(const JsonbContainer *container, uint32 size, Value *value)
 }
 
 /*
+ * Where a child's data starts, counted from that of the first one: what
+ * getJsonbOffset() says.  Most containers are small, so a call of another
+ * module would cost more than the loop.
+ */
+static inline uint32
+child_offset(const JsonbContainer *container, uint32 child)
+{
+	uint32 offset = 0;
+
+	while (child > 0)
+	{
+		JEntry entry = container->children[--child];
+
+		offset += JBE_OFFLENFLD(entry);
+		if (JBE_HAS_OFF(entry))
+			break;
+	}
+	return offset;
+}
+
+/*
  * A child of a container.  An object's children are its names, in order, and
  * then their values; base is where the children's data starts.
  */
-static void
+static inline void
 child_value(const JsonbContainer *container, uint32 child, const char *base,
 			Value *value)
 {
 	JEntry entry = container->children[child];
-	uint32 offset = getJsonbOffset(container, (int) child);
+	uint32 offset = child_offset(container, child);
+	uint32 length = JBE_OFFLENFLD(entry);
 
+	if (JBE_HAS_OFF(entry))
+		length -= offset;
 	if (JBE_ISSTRING(entry))
 	{
 		value->kind = VALUE_STRING;
 		value->u.string.data = base + offset;
-		value->u.string.length = getJsonbLength(container, (int) child);
+		value->u.string.length = length;
 	}
 	else if (JBE_ISNUMERIC(entry))
 	{
@@ -356,9 +420,7 @@ child_value(const JsonbContainer *container, uint32 child, const char *base,
 	}
 	else if (JBE_ISCONTAINER(entry))
 		container_value((const JsonbContainer *) (base + INTALIGN(offset)),
-						getJsonbLength(container, (int) child) -
-							(uint32) (INTALIGN(offset) - offset),
-						value);
+						length - (uint32) (INTALIGN(offset) - offset), value);
 	else
 		value->kind = VALUE_NULL;
 }
@@ -383,14 +445,36 @@ array_element(const Value *array, uint32_t index, Value *result)
 	return true;
 }
 
-/* Names are ordered by length, then by their bytes. */
-static bool
-object_member(const Value *object, const char *name, size_t length,
-			  Value *result)
+/*
+ * The place of a name in a small object, looked for from the start; count if
+ * it is not there.  Names are ordered by length, then by their bytes.
+ */
+static inline uint32
+find_name_in_few(const JsonbContainer *container, uint32 count,
+				 const char *base, const char *name, size_t length)
 {
-	const JsonbContainer *container = object->u.container.node;
-	uint32 count = JsonContainerSize(container);
-	const char *base = (const char *) &container->children[2 * count];
+	uint32 start = 0;
+	uint32 index;
+
+	for (index = 0; index < count; index++)
+	{
+		uint32 end = start;
+
+		JBE_ADVANCE_OFFSET(end, container->children[index]);
+		if (end - start > length)
+			break;
+		if (end - start == length && memcmp(name, base + start, length) == 0)
+			return index;
+		start = end;
+	}
+	return count;
+}
+
+/* The same by bisection. */
+static uint32
+find_name_in_many(const JsonbContainer *container, uint32 count,
+				  const char *base, const char *name, size_t length)
+{
 	uint32 low = 0;
 	uint32 high = count;
 
@@ -406,16 +490,31 @@ object_member(const Value *object, const char *name, size_t length,
 			order = memcmp(name, base + getJsonbOffset(container, (int) middle),
 						   length);
 		if (order == 0)
-		{
-			child_value(container, count + middle, base, result);
-			return true;
-		}
+			return middle;
 		if (order < 0)
 			high = middle;
 		else
 			low = middle + 1;
 	}
-	return false;
+	return count;
+}
+
+static bool
+object_member(const Value *object, const char *name, size_t length,
+			  Value *result)
+{
+	const JsonbContainer *container = object->u.container.node;
+	uint32 count = JsonContainerSize(container);
+	const char *base = (const char *) &container->children[2 * count];
+	uint32 place =
+		likely(count <= FEW_NAMES)
+			? find_name_in_few(container, count, base, name, length)
+			: find_name_in_many(container, count, base, name, length);
+
+	if (place == count)
+		return false;
+	child_value(container, count + place, base, result);
+	return true;
 }
 
 static void

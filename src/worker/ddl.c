@@ -33,9 +33,9 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
-#include "data/file.h"
 #include "data/shared.h"
-#include "data/version.h"
+#include "settings.h"
+#include "worker/database_settings.h"
 #include "worker/ddl.h"
 
 /* a worker that does not go by itself is terminated after so long */
@@ -43,28 +43,26 @@
 /* and waited for so long: PostgreSQL itself waits for 5 s then */
 #define STOP_TIMEOUT_MS 3000
 
-/* settings that act in the worker, which has no role */
-static const char *const worker_settings[] = {"absmartly.endpoint",
-											  "absmartly.api_key_file",
-											  "absmartly.application",
-											  "absmartly.application_version",
-											  "absmartly.environment",
-											  "absmartly.refresh_interval",
-											  "absmartly.connect_timeout",
-											  "absmartly.request_timeout",
-											  "absmartly.max_retries",
-											  "absmartly.ca_file",
-											  "absmartly.proxy"};
-
-/* what commit has to do; lives in TopTransactionContext */
-typedef struct ChangedDatabase
+/*
+ * What the end of the transaction has to do for a database.  Lives in
+ * TopTransactionContext.
+ */
+typedef struct PendingDatabase
 {
-	struct ChangedDatabase *next;
+	struct PendingDatabase *next;
 	Oid database;
-	bool target; /* what data is fetched for may have changed */
-} ChangedDatabase;
+	int nest_level; /* of the subtransaction that it belongs to */
+	bool target; /* what data is fetched for has changed */
+} PendingDatabase;
 
-static ChangedDatabase *changed_databases = NULL;
+typedef struct HeldDatabase
+{
+	struct HeldDatabase *next;
+	DatabaseState *state;
+} HeldDatabase;
+
+static PendingDatabase *changed_databases = NULL;
+static HeldDatabase *held_databases = NULL;
 static bool probe_my_database = false;
 static bool wake_launcher = false;
 
@@ -72,32 +70,31 @@ static ProcessUtility_hook_type prev_process_utility = NULL;
 static object_access_hook_type prev_object_access = NULL;
 
 /*
- * Keeps workers away from a database and stops the one that runs.  *held is
- * the database's state, for release_database(), as soon as that is needed.
+ * Keeps workers away from a database until the transaction ends, and stops the
+ * one that runs.
  */
 static void
-hold_database(Oid database, DatabaseState *volatile *held)
+hold_database(Oid database)
 {
-	DatabaseState *state = shared_database(database, true);
+	HeldDatabase *held =
+		MemoryContextAlloc(TopTransactionContext, sizeof(HeldDatabase));
 	TimestampTz start = GetCurrentTimestamp();
 	bool terminated = false;
 
-	if (state == NULL || !shared_database_hold(state))
+	held->state = shared_database_hold(database);
+	if (held->state == NULL)
 		return;
-	*held = state;
+	held->next = held_databases;
+	held_databases = held;
 
 	for (;;)
 	{
-		pid_t pid = state->worker_pid;
-		TimestampTz now;
+		pid_t pid = held->state->worker_pid;
+		TimestampTz now = GetCurrentTimestamp();
 
-		if (pid == 0 || BackendPidGetProc(pid) == NULL)
+		if (pid == 0 || TimestampDifferenceExceeds(start, now, STOP_TIMEOUT_MS))
 			break;
-		now = GetCurrentTimestamp();
-		if (TimestampDifferenceExceeds(start, now, STOP_TIMEOUT_MS))
-			break;
-		state->restart_requested = true;
-		shared_wake_worker(state);
+		shared_wake_worker(held->state);
 		if (!terminated &&
 			TimestampDifferenceExceeds(start, now, POLITE_STOP_MS))
 		{
@@ -110,13 +107,6 @@ hold_database(Oid database, DatabaseState *volatile *held)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
-}
-
-static void
-release_database(DatabaseState *state)
-{
-	shared_database_release(state);
-	shared_wake_launcher();
 }
 
 /*
@@ -175,32 +165,18 @@ database_to_hold(Node *statement)
 	return database;
 }
 
-/* Notes that a database's settings change, for the end of the transaction. */
+/* Notes that a database's worker has something to learn at commit. */
 static void
-note_changed_database(Oid database, const char *setting)
+note_changed_database(Oid database, bool target)
 {
-	ChangedDatabase *changed;
+	PendingDatabase *changed =
+		MemoryContextAlloc(TopTransactionContext, sizeof(*changed));
 
-	if (!OidIsValid(database))
-		return;
-	changed = MemoryContextAlloc(TopTransactionContext, sizeof(*changed));
 	changed->next = changed_databases;
 	changed->database = database;
-	changed->target = setting == NULL ||
-					  strcmp(setting, "absmartly.endpoint") == 0 ||
-					  strcmp(setting, "absmartly.application") == 0 ||
-					  strcmp(setting, "absmartly.environment") == 0;
+	changed->nest_level = GetCurrentTransactionNestLevel();
+	changed->target = target;
 	changed_databases = changed;
-}
-
-/* Whether a SET or RESET is about a setting of ours; *name is NULL for ALL */
-static bool
-concerns_us(const VariableSetStmt *set, const char **name)
-{
-	*name = set->name;
-	return set->kind == VAR_RESET_ALL ||
-		   (set->name != NULL &&
-			pg_strncasecmp(set->name, "absmartly.", 10) == 0);
 }
 
 /*
@@ -212,44 +188,32 @@ refuse_role_setting(const AlterRoleSetStmt *statement)
 {
 	const VariableSetStmt *set = statement->setstmt;
 
-	if (set->name == NULL || set->kind == VAR_RESET)
+	/* ALTER ROLE ALL IN DATABASE is ALTER DATABASE by another name */
+	if (statement->role == NULL && statement->database != NULL)
 		return;
-	for (int i = 0; i < (int) lengthof(worker_settings); i++)
-		if (pg_strcasecmp(set->name, worker_settings[i]) == 0)
-			ereport(ERROR, (errcode(ERRCODE_CANT_CHANGE_RUNTIME_PARAM),
-							errmsg("parameter \"%s\" cannot be set for a role",
-								   worker_settings[i]),
-							errdetail("It acts in the background worker of a "
-									  "database."),
-							errhint("Use ALTER DATABASE ... SET, or the "
-									"configuration file.")));
+	if (set->name == NULL || set->kind == VAR_RESET ||
+		!settings_acts_in_worker(set->name))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_CANT_CHANGE_RUNTIME_PARAM),
+			 errmsg("parameter \"%s\" cannot be set for a role", set->name),
+			 errdetail("It acts in the background worker of a database."),
+			 errhint("Use ALTER DATABASE ... SET, or the configuration "
+					 "file.")));
 }
 
-/* Notes what a command that has succeeded means for the workers. */
-static void
-note_command(Node *statement)
+/* The database whose settings a command may change. */
+static Oid
+database_to_compare(Node *statement)
 {
-	const char *setting;
+	const char *name = NULL;
 
-	switch (nodeTag(statement))
-	{
-		case T_AlterDatabaseSetStmt:
-		{
-			AlterDatabaseSetStmt *alter = (AlterDatabaseSetStmt *) statement;
-
-			if (concerns_us(alter->setstmt, &setting))
-				note_changed_database(get_database_oid(alter->dbname, true),
-									  setting);
-			break;
-		}
-		case T_CreatedbStmt:
-		case T_AlterDatabaseStmt:
-		case T_RenameStmt:
-			wake_launcher = true;
-			break;
-		default:
-			break;
-	}
+	if (IsA(statement, AlterDatabaseSetStmt))
+		name = ((AlterDatabaseSetStmt *) statement)->dbname;
+	else if (IsA(statement, AlterRoleSetStmt) &&
+			 ((AlterRoleSetStmt *) statement)->role == NULL)
+		name = ((AlterRoleSetStmt *) statement)->database;
+	return name ? get_database_oid(name, true) : InvalidOid;
 }
 
 static void
@@ -259,36 +223,44 @@ ddl_process_utility(PlannedStmt *statement, const char *source,
 					DestReceiver *receiver, QueryCompletion *completion)
 {
 	Node *command = statement->utilityStmt;
-	volatile Oid database = database_to_hold(command);
-	DatabaseState *volatile state = NULL;
+	Oid to_hold = database_to_hold(command);
+	Oid to_compare = database_to_compare(command);
+	DatabaseSettings before;
+	DatabaseSettings after;
 
 	if (IsA(command, AlterRoleSetStmt))
 		refuse_role_setting((AlterRoleSetStmt *) command);
+	if (OidIsValid(to_hold))
+		hold_database(to_hold);
+	if (OidIsValid(to_compare))
+		database_settings_read(to_compare, &before);
 
-	PG_TRY();
+	if (prev_process_utility)
+		prev_process_utility(statement, source, read_only_tree, context,
+							 parameters, environment, receiver, completion);
+	else
+		standard_ProcessUtility(statement, source, read_only_tree, context,
+								parameters, environment, receiver, completion);
+
+	if (OidIsValid(to_compare))
 	{
-		if (OidIsValid(database))
-			hold_database(database, &state);
-		if (prev_process_utility)
-			prev_process_utility(statement, source, read_only_tree, context,
-								 parameters, environment, receiver, completion);
-		else
-			standard_ProcessUtility(statement, source, read_only_tree, context,
-									parameters, environment, receiver,
-									completion);
-		if (state != NULL && IsA(command, DropdbStmt))
-		{
-			version_withdraw(state);
-			file_remove(database);
-		}
-		note_command(command);
+		CommandCounterIncrement();
+		database_settings_read(to_compare, &after);
+		if (strcmp(before.all, after.all) != 0)
+			note_changed_database(to_compare,
+								  strcmp(before.target, after.target) != 0);
 	}
-	PG_FINALLY();
+	switch (nodeTag(command))
 	{
-		if (state != NULL)
-			release_database(state);
+		case T_CreatedbStmt:
+		case T_DropdbStmt:
+		case T_AlterDatabaseStmt:
+		case T_RenameStmt:
+			wake_launcher = true;
+			break;
+		default:
+			break;
 	}
-	PG_END_TRY();
 }
 
 /*
@@ -313,26 +285,25 @@ ddl_object_access(ObjectAccessType access, Oid class_id, Oid object_id,
 		if (name != NULL && strcmp(name, "absmartly") == 0)
 		{
 			probe_my_database = true;
-			note_changed_database(MyDatabaseId, NULL);
+			note_changed_database(MyDatabaseId, false);
 		}
 	}
 }
 
 /*
- * Makes a worker look at its settings and its extension anew.  Data that may
- * be of another epoch is out of force from this moment.
+ * Makes a worker look at its settings and its extension anew.  Data that is of
+ * another epoch is out of force from this moment.
  */
 static void
-restart_worker(const ChangedDatabase *changed)
+restart_worker(const PendingDatabase *changed)
 {
 	DatabaseState *state = shared_database(changed->database, false);
 
 	if (state == NULL)
 		return;
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-	if (state->worker_pid != 0)
-		state->restart_requested = true;
-	if (changed->target && (state->worker_pid != 0 || state->launched_at != 0))
+	state->restart_requested = true;
+	if (changed->target)
 		state->suspended = true;
 	LWLockRelease(&state->lock);
 	shared_wake_worker(state);
@@ -344,16 +315,23 @@ ddl_transaction_end(XactEvent event, void *argument)
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
-			for (ChangedDatabase *changed = changed_databases; changed != NULL;
+			for (PendingDatabase *changed = changed_databases; changed != NULL;
 				 changed = changed->next)
 				restart_worker(changed);
 			if (probe_my_database)
 				shared_request_probe(MyDatabaseId);
-			else if (wake_launcher)
+			else if (wake_launcher || changed_databases != NULL)
 				shared_wake_launcher();
 			/* FALLTHROUGH */
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
+			for (HeldDatabase *held = held_databases; held != NULL;
+				 held = held->next)
+			{
+				shared_database_release(held->state);
+				shared_wake_launcher();
+			}
+			held_databases = NULL;
 			changed_databases = NULL;
 			probe_my_database = false;
 			wake_launcher = false;
@@ -361,6 +339,24 @@ ddl_transaction_end(XactEvent event, void *argument)
 		default:
 			break;
 	}
+}
+
+/* What a subtransaction has changed goes with it, or to its parent. */
+static void
+ddl_subtransaction_end(SubXactEvent event, SubTransactionId id,
+					   SubTransactionId parent, void *argument)
+{
+	int level = GetCurrentTransactionNestLevel();
+
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		while (changed_databases != NULL &&
+			   changed_databases->nest_level >= level)
+			changed_databases = changed_databases->next;
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+		for (PendingDatabase *changed = changed_databases;
+			 changed != NULL && changed->nest_level >= level;
+			 changed = changed->next)
+			changed->nest_level = level - 1;
 }
 
 void
@@ -371,4 +367,5 @@ ddl_install(void)
 	prev_object_access = object_access_hook;
 	object_access_hook = ddl_object_access;
 	RegisterXactCallback(ddl_transaction_end, NULL);
+	RegisterSubXactCallback(ddl_subtransaction_end, NULL);
 }

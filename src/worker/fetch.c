@@ -19,7 +19,6 @@
 #include "pgstat.h"
 #include "storage/fd.h"
 #include "utils/builtins.h"
-#include "utils/json.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -33,12 +32,19 @@
 #include "worker/worker.h"
 
 #define MAX_ANSWER ((size_t) 64 * 1024 * 1024)
-#define MAX_API_KEY 1024
 #define MAX_ROUND_DELAY_MS 300000
 #define FIRST_ROUND_DELAY_MS 1000
 /* after a fault that is not going to pass by itself */
 #define FIRST_FAULT_DELAY_MS 15000
+/* a Retry-After up to this is waited for within the round */
+#define MAX_RETRY_AFTER_S 5
+/* by which clocks may be set back without an early attempt */
+#define CLOCK_SLACK_MS 1000
 #define MAX_QUOTED 200 /* bytes of an answer in an error */
+/* bytes of an answer that are searched for the key, before it is quoted */
+#define MAX_SCRUBBED ((size_t) 64 * 1024)
+/* how much of a key may stand at the end of a text that was cut */
+#define MAX_KEY_REST 3
 
 /* What an attempt came to. */
 typedef enum AttemptResult
@@ -48,37 +54,182 @@ typedef enum AttemptResult
 	ATTEMPT_FAULT /* will not, until somebody does something */
 } AttemptResult;
 
+/*
+ * Why an attempt failed, without what may differ from one time to the next:
+ * texts name addresses, times and numbers of requests.
+ */
+typedef struct FailureKind
+{
+	AttemptResult result;
+	int outcome; /* HttpOutcome; -1: nothing was asked */
+	int status;
+	bool html;
+	int sqlstate; /* of an answer that could not be put in force, or 0 */
+} FailureKind;
+
+typedef struct Failure
+{
+	FailureKind kind;
+	int retry_after; /* s; -1: none */
+	char *error; /* in the database's encoding */
+} Failure;
+
 static HttpRequest *running = NULL;
+/* of what is running: no text may show it; wiped at its end */
+static char request_key[SETTINGS_MAX_API_KEY + 1] = "";
 static int attempts = 0; /* made in this round */
 static int failed_rounds = 0;
 static uint64 round_ticket = 0; /* the requests that this attempt serves */
 static TimestampTz next_attempt = 0; /* 0: at once, DT_NOEND: not planned */
+static int64 planned_pause_ms = 0; /* that next_attempt was made with */
 static TimestampTz last_good = 0; /* end of the last round, if it went well */
 static bool ready_logged = false;
-static char last_reported[SHARED_MAX_ERROR] = "";
+static bool unsaved = true; /* the file may not hold the data in force */
+static bool failure_reported = false;
+static FailureKind reported_kind;
+
+/* Copies an error's text into shared memory, and cuts it between characters. */
+static void
+copy_error(char *copy, const char *error)
+{
+	int length = pg_mbcliplen(error, (int) strlen(error), SHARED_MAX_ERROR - 1);
+
+	memcpy(copy, error, length);
+	copy[length] = '\0';
+}
+
+static void
+plan_attempt(TimestampTz from, int64 pause_ms)
+{
+	next_attempt = TimestampTzPlusMilliseconds(from, pause_ms);
+	planned_pause_ms = pause_ms;
+}
 
 /*
- * Reads the API key, from its file if there is one.  Returns NULL and says why
- * in error if it can't.
+ * Milliseconds until the next attempt, if there is one planned.  A pause that
+ * has grown comes from a clock that was set back: it is over then.
+ */
+static long
+pause_left(void)
+{
+	long left =
+		TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_attempt);
+
+	return left > planned_pause_ms + CLOCK_SLACK_MS ? 0 : left;
+}
+
+/*
+ * Whether text begins with a character, as itself, percent-encoded or as JSON
+ * may escape it; the length of that, or 0.
+ */
+static size_t
+match_character(const char *text, size_t length, char c)
+{
+	char hex[3];
+
+	if (length == 0)
+		return 0;
+	if (text[0] == '%' || text[0] == '\\')
+	{
+		snprintf(hex, sizeof(hex), "%02x", (unsigned char) c);
+		if (length >= 3 && text[0] == '%' &&
+			pg_strncasecmp(text + 1, hex, 2) == 0)
+			return 3;
+		if (length >= 6 && strncmp(text, "\\u00", 4) == 0 &&
+			pg_strncasecmp(text + 4, hex, 2) == 0)
+			return 6;
+		if (length >= 2 && text[0] == '\\' && text[1] == c)
+			return 2;
+	}
+	return text[0] == c ? 1 : 0;
+}
+
+/*
+ * The length of the key at the start of text, in whatever way it is written,
+ * or 0.  Of a text that was cut the key's beginning counts as well.
+ */
+static size_t
+match_key(const char *text, size_t length, bool cut)
+{
+	size_t key_length = strlen(request_key);
+	size_t at = 0;
+	size_t i;
+
+	if (length >= key_length && memcmp(text, request_key, key_length) == 0)
+		return key_length;
+	for (i = 0; i < key_length; i++)
+	{
+		size_t matched =
+			match_character(text + at, length - at, request_key[i]);
+
+		if (matched == 0)
+			break;
+		at += matched;
+	}
+	if (i == key_length)
+		return at;
+	/* half an escape at the end is none of the key's characters */
+	if (cut && i > MAX_KEY_REST && length - at < 6 &&
+		(at == length || text[at] == '%' || text[at] == '\\'))
+		return length;
+	return 0;
+}
+
+/*
+ * A copy of text without the request's key.  cut says that the text may end
+ * in the middle of it.
  */
 static char *
-read_api_key(char *error, size_t size)
+scrub(const char *text, size_t length, bool cut)
+{
+	StringInfoData result;
+	size_t at = 0;
+
+	if (request_key[0] == '\0')
+		return pnstrdup(text, length);
+	initStringInfo(&result);
+	while (at < length)
+	{
+		size_t matched = match_key(text + at, length - at, cut);
+
+		if (matched > 0)
+			appendStringInfoString(&result, "********");
+		else
+			appendStringInfoChar(&result, text[at]);
+		at += Max(matched, 1);
+	}
+	return result.data;
+}
+
+static void
+forget_key(void)
+{
+	explicit_bzero(request_key, sizeof(request_key));
+}
+
+/*
+ * Reads the API key into request_key, from its file if there is one.  Returns
+ * NULL, or why it can't; without the file's path, which is not for everybody.
+ */
+static char *
+read_api_key(void)
 {
 	FILE *file;
-	char buffer[MAX_API_KEY + 2];
+	char buffer[SETTINGS_MAX_API_KEY + 2];
 	size_t length;
 	char *start = buffer;
+	char *error = NULL;
 
 	if (settings_api_key_file[0] == '\0')
-		return pstrdup(settings_api_key());
+	{
+		strlcpy(request_key, settings_api_key(), sizeof(request_key));
+		return NULL;
+	}
 
 	file = AllocateFile(settings_api_key_file, "r");
 	if (file == NULL)
-	{
-		snprintf(error, size, "could not open the API key's file \"%s\": %s",
-				 settings_api_key_file, strerror(errno));
-		return NULL;
-	}
+		return psprintf("could not open the file of "
+						"\"absmartly.api_key_file\": %m");
 	length = fread(buffer, 1, sizeof(buffer) - 1, file);
 	FreeFile(file);
 	buffer[length] = '\0';
@@ -88,23 +239,19 @@ read_api_key(char *error, size_t size)
 	while (isspace((unsigned char) *start))
 		start++;
 	length = strlen(start);
-	if (length == 0 || length > MAX_API_KEY ||
+	if (length == 0 || length > SETTINGS_MAX_API_KEY ||
 		strcspn(start, " \t\r\n\v\f") != length)
-	{
-		snprintf(error, size,
-				 "the API key's file \"%s\" must hold one key of at most %d "
-				 "characters",
-				 settings_api_key_file, MAX_API_KEY);
-		start = NULL;
-	}
+		error = psprintf("the file of \"absmartly.api_key_file\" must hold one "
+						 "key of at most %d characters",
+						 SETTINGS_MAX_API_KEY);
 	else
-		start = pstrdup(start);
+		strlcpy(request_key, start, sizeof(request_key));
 	explicit_bzero(buffer, sizeof(buffer));
-	return start;
+	return error;
 }
 
 static HttpRequest *
-start_request(HttpClient *client, const DataTarget *target, const char *api_key)
+start_request(HttpClient *client, const DataTarget *target)
 {
 	HttpOptions options = {0};
 	const char *headers[7];
@@ -121,8 +268,8 @@ start_request(HttpClient *client, const DataTarget *target, const char *api_key)
 					 http_escape(target->application),
 					 http_escape(target->environment));
 
-	if (api_key[0] != '\0')
-		headers[nheaders++] = psprintf("X-API-Key: %s", api_key);
+	if (request_key[0] != '\0')
+		headers[nheaders++] = psprintf("X-API-Key: %s", request_key);
 	headers[nheaders++] = "X-Agent: absmartly-postgresql-sdk";
 	headers[nheaders++] = psprintf("X-Environment: %s", target->environment);
 	headers[nheaders++] = psprintf("X-Application: %s", target->application);
@@ -142,7 +289,7 @@ start_request(HttpClient *client, const DataTarget *target, const char *api_key)
 	options.ca_file = settings_ca_file;
 	options.proxy = settings_proxy;
 	request = http_start(client, &options);
-	if (api_key[0] != '\0')
+	if (request_key[0] != '\0')
 		explicit_bzero(unconstify(char *, headers[0]), strlen(headers[0]));
 	return request;
 }
@@ -160,7 +307,7 @@ finish_round(DatabaseState *state, const char *error)
 	state->refresh_finished = Max(state->refresh_finished, round_ticket);
 	if (error == NULL)
 		state->refresh_succeeded = Max(state->refresh_succeeded, round_ticket);
-	strlcpy(state->refresh_error, error ? error : "", SHARED_MAX_ERROR);
+	copy_error(state->refresh_error, error ? error : "");
 	if (error == NULL)
 	{
 		state->fetch.last_success_at = now;
@@ -170,83 +317,96 @@ finish_round(DatabaseState *state, const char *error)
 	ConditionVariableBroadcast(&state->changed);
 }
 
+static bool
+same_kind(const FailureKind *left, const FailureKind *right)
+{
+	return left->result == right->result && left->outcome == right->outcome &&
+		   left->status == right->status && left->html == right->html &&
+		   left->sqlstate == right->sqlstate;
+}
+
 /*
  * The round has failed.  It is reported once for as long as the reason stays
  * the same: an outage of days shall not fill the log.
  */
 static void
-fail_round(DatabaseState *state, const char *error, int first_delay_ms,
-		   int retry_after)
+fail_round(DatabaseState *state, const Failure *failure, int64 pause_ms)
 {
-	int64 delay_ms = first_delay_ms;
-
-	for (int i = 0; i < failed_rounds && delay_ms < MAX_ROUND_DELAY_MS; i++)
-		delay_ms *= 2;
-	delay_ms = Min(delay_ms, MAX_ROUND_DELAY_MS);
-	delay_ms += (int64) (delay_ms / 10 * pg_prng_double(&pg_global_prng_state));
-	delay_ms =
-		Max(delay_ms, Min((int64) retry_after * 1000, MAX_ROUND_DELAY_MS));
+	for (int i = 0; i < failed_rounds && pause_ms < MAX_ROUND_DELAY_MS; i++)
+		pause_ms *= 2;
+	pause_ms = Min(pause_ms, MAX_ROUND_DELAY_MS);
+	pause_ms += (int64) (pause_ms / 10 * pg_prng_double(&pg_global_prng_state));
+	pause_ms = Max(
+		pause_ms, Min((int64) failure->retry_after * 1000, MAX_ROUND_DELAY_MS));
 	failed_rounds++;
 	attempts = 0;
-	next_attempt = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay_ms);
+	plan_attempt(GetCurrentTimestamp(), pause_ms);
 
-	if (strcmp(last_reported, error) != 0)
-	{
-		strlcpy(last_reported, error, sizeof(last_reported));
+	if (!failure_reported || !same_kind(&failure->kind, &reported_kind))
 		ereport(WARNING,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("absmartly: could not fetch experiments: %s", error),
+				 errmsg("absmartly: could not fetch experiments: %s",
+						failure->error),
 				 errdetail("It is tried again and again, and reported anew "
 						   "only if the reason changes.")));
-	}
+	failure_reported = true;
+	reported_kind = failure->kind;
 	if (logger_wanted())
 	{
-		StringInfoData data;
-
 		worker_set_state(state, WORKER_LOGGING);
-		initStringInfo(&data);
-		escape_json(&data, error);
-		logger_emit_from_worker("error", data.data, data.len);
+		logger_emit_error_from_worker(failure->error);
 	}
 	worker_set_state(state, WORKER_BACKING_OFF);
-	finish_round(state, error);
+	finish_round(state, failure->error);
 }
 
-/* An attempt has failed: counts it, and plans a retry or ends the round. */
+/*
+ * An attempt has failed: counts it, and plans a retry or ends the round.  A
+ * long pause that the collector asks for ends it, too: somebody who asks for a
+ * fetch shall not have to wait for it.
+ */
 static void
-fail_attempt(DatabaseState *state, AttemptResult result, const char *error,
-			 int retry_after)
+fail_attempt(DatabaseState *state, const Failure *failure)
 {
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	state->fetch.failures++;
 	state->fetch.last_error_at = GetCurrentTimestamp();
-	strlcpy(state->fetch.last_error, error, SHARED_MAX_ERROR);
+	copy_error(state->fetch.last_error, failure->error);
 	LWLockRelease(&state->lock);
 
-	if (result == ATTEMPT_FAULT)
-		fail_round(state, error, FIRST_FAULT_DELAY_MS, retry_after);
-	else if (attempts > settings_max_retries)
-		fail_round(state, error, FIRST_ROUND_DELAY_MS, retry_after);
+	if (failure->kind.result == ATTEMPT_FAULT)
+		fail_round(state, failure, FIRST_FAULT_DELAY_MS);
+	else if (attempts > settings_max_retries ||
+			 failure->retry_after > MAX_RETRY_AFTER_S)
+		fail_round(state, failure, FIRST_ROUND_DELAY_MS);
 	else
 	{
-		int64 delay_ms = INT64CONST(50) << Min(attempts - 1, 12);
+		int64 pause_ms = INT64CONST(50) << Min(attempts - 1, 12);
 
-		delay_ms = Min(delay_ms, 30000);
-		delay_ms += (int64) (25 * pg_prng_double(&pg_global_prng_state));
-		delay_ms =
-			Max(delay_ms, Min((int64) retry_after * 1000, MAX_ROUND_DELAY_MS));
-		next_attempt =
-			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay_ms);
+		pause_ms = Min(pause_ms, 30000);
+		pause_ms += (int64) (25 * pg_prng_double(&pg_global_prng_state));
+		pause_ms = Max(pause_ms, (int64) failure->retry_after * 1000);
+		plan_attempt(GetCurrentTimestamp(), pause_ms);
 		worker_set_state(state, WORKER_RETRYING);
 	}
+}
+
+/* An attempt has failed without a request. */
+static void
+fail_unasked(DatabaseState *state, AttemptResult result, char *error)
+{
+	Failure failure = {.kind = {.result = result, .outcome = -1},
+					   .retry_after = -1,
+					   .error = error};
+
+	fail_attempt(state, &failure);
 }
 
 static void
 plan_next_round(void)
 {
 	if (settings_refresh_interval > 0)
-		next_attempt = TimestampTzPlusMilliseconds(
-			last_good, (int64) settings_refresh_interval * 1000);
+		plan_attempt(last_good, (int64) settings_refresh_interval * 1000);
 	else
 		next_attempt = DT_NOEND;
 }
@@ -256,22 +416,30 @@ fetch_settings_changed(void)
 {
 	if (last_good != 0)
 		plan_next_round();
+	else if (running == NULL && failed_rounds > 0)
+	{
+		/* what failed may go well now */
+		failed_rounds = 0;
+		attempts = 0;
+		next_attempt = 0;
+	}
 }
 
 /*
- * Puts an answer in force.  Returns false and a reason in the current memory
- * context if it is not usable.
+ * Puts an answer in force.  Returns false, an SQLSTATE and a reason in the
+ * current memory context if it is not usable.
  */
 static bool
 publish(DatabaseState *state, const DataTarget *target, const char *text,
 		size_t length, DataSource source, TimestampTz fetched_at,
-		bool *unchanged, char **error)
+		bool *unchanged, int *sqlstate, char **error)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool published = false;
 
 	PG_TRY();
 	{
+		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 		version_publish(state, target, text, length, source, fetched_at,
 						unchanged);
@@ -288,6 +456,7 @@ publish(DatabaseState *state, const DataTarget *target, const char *text,
 		FlushErrorState();
 		AbortCurrentTransaction();
 		MemoryContextSwitchTo(context);
+		*sqlstate = data->sqlerrcode;
 		*error = data->detail ? psprintf("%s: %s", data->message, data->detail)
 							  : pstrdup(data->message);
 		FreeErrorData(data);
@@ -313,6 +482,7 @@ fetch_load_file(DatabaseState *state)
 {
 	DataFile *file = file_read(state->database);
 	char *error;
+	int sqlstate;
 	bool unchanged;
 
 	if (file == NULL ||
@@ -323,59 +493,105 @@ fetch_load_file(DatabaseState *state)
 	if (DsaPointerIsValid(state->current))
 		return;
 	if (publish(state, &state->target, file->text, file->length, DATA_FILE,
-				file->fetched_at, &unchanged, &error))
+				file->fetched_at, &unchanged, &sqlstate, &error))
+	{
+		unsaved = false;
 		log_loaded(state, file->text, file->length, false);
+	}
 	else
 		ereport(WARNING,
 				(errmsg("absmartly: the last known good data is not usable"),
 				 errdetail("%s", error)));
 }
 
+/* The beginning of an answer for a message: without the key, and cut. */
+static char *
+quote(const char *body)
+{
+	size_t length = strnlen(body, MAX_SCRUBBED);
+	char *text = scrub(body, length, body[length] != '\0');
+
+	length = strlen(text);
+	text[pg_encoding_mbcliplen(PG_UTF8, text, (int) length, MAX_QUOTED)] = '\0';
+	return text;
+}
+
 /* Classifies an answer by its status and its looks. */
 static AttemptResult
-judge_answer(const HttpAnswer *answer, char **error)
+judge_answer(const HttpAnswer *answer, Failure *failure)
 {
-	char quoted[MAX_QUOTED + 1] = "";
-	bool html;
+	FailureKind *kind = &failure->kind;
+	char *text = "";
+
+	memset(failure, 0, sizeof(*failure));
+	kind->outcome = answer->outcome;
+	kind->status = answer->status;
+	failure->retry_after = answer->retry_after;
 
 	if (answer->outcome != HTTP_ANSWERED)
 	{
-		*error = store_message(answer->error, CurrentMemoryContext);
+		text = scrub(answer->error, strlen(answer->error), true);
+		failure->error = store_message(text, CurrentMemoryContext);
 		switch (answer->outcome)
 		{
 			case HTTP_TOO_LARGE:
 			case HTTP_FAILED:
-				return ATTEMPT_FAULT;
+				return kind->result = ATTEMPT_FAULT;
 			default:
-				return ATTEMPT_RETRY;
+				return kind->result = ATTEMPT_RETRY;
 		}
 	}
 
-	html = pg_strncasecmp(answer->content_type, "text/html", 9) == 0 ||
-		   (answer->body != NULL &&
-			answer->body[strspn(answer->body, " \t\r\n")] == '<');
-	if (answer->status >= 200 && answer->status < 300 && !html)
-		return ATTEMPT_GOOD;
+	kind->html = pg_strncasecmp(answer->content_type, "text/html", 9) == 0 ||
+				 answer->body[strspn(answer->body, " \t\r\n")] == '<';
+	if (answer->status >= 200 && answer->status < 300 && !kind->html)
+		return kind->result = ATTEMPT_GOOD;
 
-	if (answer->body != NULL && !html)
-		strlcpy(quoted, answer->body, sizeof(quoted));
-	*error = store_message(
+	if (!kind->html)
+		text = quote(answer->body);
+	failure->error = store_message(
 		psprintf("the collector answered with status %d%s%s%s%s",
-				 answer->status, html ? " and an HTML page" : "",
-				 quoted[0] ? ": \"" : "", quoted, quoted[0] ? "\"" : ""),
+				 answer->status, kind->html ? " and an HTML page" : "",
+				 text[0] ? ": \"" : "", text, text[0] ? "\"" : ""),
 		CurrentMemoryContext);
 	if (answer->status == 408 || answer->status == 429 || answer->status >= 500)
-		return ATTEMPT_RETRY;
-	return ATTEMPT_FAULT;
+		return kind->result = ATTEMPT_RETRY;
+	return kind->result = ATTEMPT_FAULT;
+}
+
+/* Puts a good answer in force, and keeps it. */
+static bool
+take_answer(DatabaseState *state, const HttpAnswer *answer, Failure *failure)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	DataTarget target = state->target;
+	bool unchanged = false;
+
+	if (!publish(state, &target, answer->body, answer->body_length,
+				 DATA_FETCHED, now, &unchanged, &failure->kind.sqlstate,
+				 &failure->error))
+	{
+		failure->kind.result = ATTEMPT_RETRY;
+		failure->error = scrub(failure->error, strlen(failure->error), true);
+		return false;
+	}
+
+	/* what could not be saved is tried again, also if it is the same */
+	if (!unchanged || unsaved)
+		unsaved = !file_write(state->database, &target, now, answer->body,
+							  answer->body_length);
+	if (failure_reported)
+		ereport(LOG, (errmsg("absmartly: fetching experiments works again")));
+	failure_reported = false;
+	log_loaded(state, answer->body, answer->body_length, ready_logged);
+	return true;
 }
 
 void
 fetch_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 {
 	const HttpAnswer *answer = http_answer(request);
-	AttemptResult result;
-	char *error = NULL;
-	bool unchanged = false;
+	Failure failure;
 
 	Assert(request == running);
 	running = NULL;
@@ -386,30 +602,8 @@ fetch_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 	state->fetch.latency_total_ms += answer->elapsed_ms;
 	LWLockRelease(&state->lock);
 
-	result = judge_answer(answer, &error);
-	if (result == ATTEMPT_GOOD)
-	{
-		TimestampTz now = GetCurrentTimestamp();
-		DataTarget target = state->target;
-
-		if (!publish(state, &target, answer->body ? answer->body : "",
-					 answer->body_length, DATA_FETCHED, now, &unchanged,
-					 &error))
-			result = ATTEMPT_RETRY;
-		else
-		{
-			if (!unchanged)
-				file_write(state->database, &target, now, DATA_FETCHED,
-						   answer->body, answer->body_length);
-			if (last_reported[0] != '\0')
-				ereport(LOG, (errmsg("absmartly: fetching experiments works "
-									 "again")));
-			last_reported[0] = '\0';
-			log_loaded(state, answer->body, answer->body_length, ready_logged);
-		}
-	}
-
-	if (result == ATTEMPT_GOOD)
+	if (judge_answer(answer, &failure) == ATTEMPT_GOOD &&
+		take_answer(state, answer, &failure))
 	{
 		attempts = 0;
 		failed_rounds = 0;
@@ -419,7 +613,8 @@ fetch_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 		finish_round(state, NULL);
 	}
 	else
-		fail_attempt(state, result, error, answer->retry_after);
+		fail_attempt(state, &failure);
+	forget_key();
 	http_release(client, request);
 }
 
@@ -429,12 +624,13 @@ fetch_restart(DatabaseState *state, HttpClient *client)
 	if (running != NULL)
 		http_release(client, running);
 	running = NULL;
+	forget_key();
 	attempts = 0;
 	failed_rounds = 0;
 	next_attempt = 0;
 	last_good = 0;
 	ready_logged = false;
-	last_reported[0] = '\0';
+	failure_reported = false;
 }
 
 static bool
@@ -446,8 +642,7 @@ requested(const DatabaseState *state)
 void
 fetch_begin(DatabaseState *state, HttpClient *client)
 {
-	char error[SHARED_MAX_ERROR] = "";
-	char *api_key;
+	char *error;
 	bool retrying;
 	bool asked = requested(state);
 
@@ -464,8 +659,7 @@ fetch_begin(DatabaseState *state, HttpClient *client)
 
 	/* a request does not shorten the pauses between the attempts of a round */
 	retrying = (attempts > 0);
-	if (!(asked && !retrying) &&
-		(next_attempt == DT_NOEND || GetCurrentTimestamp() < next_attempt))
+	if (!(asked && !retrying) && (next_attempt == DT_NOEND || pause_left() > 0))
 		return;
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
@@ -478,16 +672,18 @@ fetch_begin(DatabaseState *state, HttpClient *client)
 	last_good = 0;
 	worker_set_state(state, WORKER_FETCHING);
 
-	api_key = read_api_key(error, sizeof(error));
-	if (api_key == NULL)
+	error = read_api_key();
+	if (error != NULL)
 	{
-		fail_attempt(state, ATTEMPT_FAULT, error, -1);
+		fail_unasked(state, ATTEMPT_FAULT, error);
 		return;
 	}
-	running = start_request(client, &state->target, api_key);
-	explicit_bzero(api_key, strlen(api_key));
+	running = start_request(client, &state->target);
 	if (running == NULL)
-		fail_attempt(state, ATTEMPT_RETRY, "out of memory", -1);
+	{
+		forget_key();
+		fail_unasked(state, ATTEMPT_RETRY, "out of memory");
+	}
 }
 
 long
@@ -498,5 +694,5 @@ fetch_timeout(DatabaseState *state)
 		return -1;
 	if (requested(state) && attempts == 0)
 		return 0;
-	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_attempt);
+	return pause_left();
 }

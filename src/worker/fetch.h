@@ -23,7 +23,10 @@ extern void fetch_finish(DatabaseState *state, HttpClient *client,
 /* Gives up what is running; the next fetch_begin() starts anew. */
 extern void fetch_restart(DatabaseState *state, HttpClient *client);
 
-/* Settings were read anew: a changed interval counts from the last fetch. */
+/*
+ * Settings were read anew: a changed interval counts from the last fetch, and
+ * the pause after a failed round ends.
+ */
 extern void fetch_settings_changed(void);
 
 /* Milliseconds until fetch_begin() has something to do; -1: nothing to do. */

@@ -100,6 +100,8 @@ struct HttpRequest
 	bool proxied;
 	double started_at;
 	double deadline;
+	int connect_timeout_ms;
+	int request_timeout_ms;
 	size_t max_response;
 
 	char *body;
@@ -542,8 +544,8 @@ conclude_request(HttpClient *client, HttpRequest *request, CURLcode code)
 
 		case CURLE_OPERATION_TIMEDOUT:
 			outcome = HTTP_TIMED_OUT;
-			snprintf(error, size, "timed out after %.0f ms while %s %s",
-					 now_ms() - request->started_at, phase, request->host);
+			snprintf(error, size, "timed out after %d ms while %s %s",
+					 request->connect_timeout_ms, phase, request->host);
 			break;
 
 		case CURLE_SEND_ERROR:
@@ -665,8 +667,8 @@ expire_requests(HttpClient *client)
 			continue;
 		copy_head(request);
 		snprintf(request->error, sizeof(request->error),
-				 "timed out after %.0f ms while %s %s",
-				 now - request->started_at, describe_phase(client, request),
+				 "timed out after %d ms while %s %s",
+				 request->request_timeout_ms, describe_phase(client, request),
 				 request->host);
 		finish_request(client, request, HTTP_TIMED_OUT);
 	}
@@ -919,8 +921,6 @@ set_options(HttpRequest *request, const HttpOptions *options)
 	CURL *curl = request->curl;
 	CURLcode code = CURLE_OK;
 	const char *proxy = options->proxy ? options->proxy : "";
-	int connect_timeout_ms =
-		Min(options->connect_timeout_ms, options->request_timeout_ms);
 
 #define SET(option, value) \
 	(code = code != CURLE_OK ? code : curl_easy_setopt(curl, option, value))
@@ -950,7 +950,7 @@ set_options(HttpRequest *request, const HttpOptions *options)
 	SET(CURLOPT_WRITEFUNCTION, take_body);
 	SET(CURLOPT_WRITEDATA, request);
 	SET(CURLOPT_MAXFILESIZE_LARGE, (curl_off_t) request->max_response);
-	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) Max(1, connect_timeout_ms));
+	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) request->connect_timeout_ms);
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
 	SET(CURLOPT_TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
 	SET(CURLOPT_TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
@@ -1016,8 +1016,10 @@ http_start(HttpClient *client, const HttpOptions *options)
 	request->proxied = options->proxy && options->proxy[0];
 	request->max_response = Min(options->max_response, MaxAllocHugeSize - 1);
 	request->started_at = now_ms();
-	request->deadline =
-		request->started_at + Max(1, options->request_timeout_ms);
+	request->request_timeout_ms = Max(1, options->request_timeout_ms);
+	request->connect_timeout_ms =
+		Max(1, Min(options->connect_timeout_ms, request->request_timeout_ms));
+	request->deadline = request->started_at + request->request_timeout_ms;
 	request->answer.tag = options->tag;
 	copy_host(request->host, sizeof(request->host), options->url);
 
@@ -1144,23 +1146,6 @@ const HttpAnswer *
 http_answer(const HttpRequest *request)
 {
 	return request->curl ? NULL : &request->answer;
-}
-
-int
-http_in_flight(const HttpClient *client)
-{
-	return client->nin_flight;
-}
-
-const char *
-http_version(void)
-{
-	static char version[128];
-	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
-
-	snprintf(version, sizeof(version), "libcurl %s, %s", info->version,
-			 info->ssl_version ? info->ssl_version : "no TLS");
-	return version;
 }
 
 char *

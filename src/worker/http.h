@@ -59,7 +59,8 @@ typedef struct HttpAnswer
 	const char *content_type; /* "" if none */
 	int retry_after; /* s; -1: none */
 	const char *error; /* what went wrong, in UTF-8 without control
-						* characters; "" for HTTP_ANSWERED */
+						* characters; "" for HTTP_ANSWERED.  Times
+						* in it are the limits, not what it took */
 	double elapsed_ms;
 	void *tag;
 } HttpAnswer;
@@ -99,12 +100,6 @@ extern void http_wait(HttpClient *client, long timeout_ms,
  */
 extern HttpRequest *http_next_done(HttpClient *client);
 extern const HttpAnswer *http_answer(const HttpRequest *request);
-
-/* How many requests are in flight. */
-extern int http_in_flight(const HttpClient *client);
-
-/* Versions of curl and its TLS library, for the log. */
-extern const char *http_version(void);
 
 /* Percent-encodes UTF-8 text as encodeURIComponent() does; palloc'd. */
 extern char *http_escape(const char *text);

@@ -16,6 +16,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_database.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -43,16 +44,29 @@
 /* between two looks at the catalog if nobody wakes us */
 #define CYCLE_MS 60000L
 /* while something is to be done again soon */
-#define BUSY_CYCLE_MS 1000L
+#define BUSY_CYCLE_MS 200L
 /* a worker that has not attached by then is given up */
 #define LAUNCH_TIMEOUT_MS 10000
-/* on a standby nobody tells us of a new extension */
-#define STANDBY_PROBE_MS 60000
+/* on a standby nobody tells us of a new extension, unless it is used */
+#define STANDBY_PROBE_MS 300000
 /* back-off for a database whose worker keeps ending */
 #define RESTART_DELAY_MS 200
 #define RESTART_DELAY_MAX_MS 60000
 /* a worker that ran for so long was in good health */
 #define HEALTHY_MS 10000
+/* worker slots may be taken for a moment; for longer it is worth a word */
+#define SLOTS_PATIENCE_MS 5000
+/* databases that are probed at a time: they take slots from others */
+#define MAX_PROBING 2
+
+/* What is known about a database, in the order in which they are served. */
+typedef enum Expectation
+{
+	EXPECT_PRESENT, /* it had the extension when it was last looked at */
+	EXPECT_ASKED, /* somebody asked for a look */
+	EXPECT_UNKNOWN,
+	EXPECT_ABSENT
+} Expectation;
 
 /* What the launcher knows of a database, in its own memory. */
 typedef struct Candidate
@@ -61,7 +75,8 @@ typedef struct Candidate
 	NameData name;
 	bool exists; /* found in the catalog in this cycle */
 	bool listed; /* and connectable, and no template */
-	bool absent; /* probed: it lacks the extension */
+	bool asked; /* for a look, since its last worker was started */
+	Expectation expectation;
 	TimestampTz probed_at;
 	TimestampTz started_at; /* of its last worker */
 	TimestampTz next_start;
@@ -69,7 +84,10 @@ typedef struct Candidate
 } Candidate;
 
 static HTAB *candidates = NULL;
-static bool slots_exhausted = false;
+static TimestampTz slots_missed_at = 0; /* 0: there was one */
+static bool slots_reported = false;
+static bool places_reported = false;
+static bool in_recovery = false;
 
 void
 launcher_register(void)
@@ -110,6 +128,7 @@ candidate_get(Oid database)
 	{
 		memset(candidate, 0, sizeof(*candidate));
 		candidate->database = database;
+		candidate->expectation = EXPECT_UNKNOWN;
 		candidate->delay_ms = RESTART_DELAY_MS;
 	}
 	return candidate;
@@ -130,6 +149,7 @@ list_databases(void)
 	while ((candidate = hash_seq_search(&status)) != NULL)
 		candidate->exists = candidate->listed = false;
 
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	relation = table_open(DatabaseRelationId, AccessShareLock);
@@ -141,7 +161,8 @@ list_databases(void)
 		candidate = candidate_get(form->oid);
 		candidate->name = form->datname;
 		candidate->exists = true;
-		candidate->listed = form->datallowconn && !form->datistemplate;
+		candidate->listed = form->datallowconn && !form->datistemplate &&
+							form->datconnlimit != DATCONNLIMIT_INVALID_DB;
 	}
 	table_endscan(scan);
 	table_close(relation, AccessShareLock);
@@ -149,21 +170,15 @@ list_databases(void)
 	MemoryContextSwitchTo(context);
 }
 
-static bool
-worker_runs(DatabaseState *state)
-{
-	return state->worker_pid != 0 &&
-		   BackendPidGetProc(state->worker_pid) != NULL;
-}
-
 /*
  * Starts a worker.  Whether it could not be started is found out by its not
- * attaching in time.
+ * attaching in time.  Returns false if there is no slot for it.
  */
-static void
+static bool
 start_worker(Candidate *candidate, DatabaseState *state, TimestampTz now)
 {
 	BackgroundWorker worker = {0};
+	bool registered;
 
 	worker.bgw_flags =
 		BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -179,35 +194,45 @@ start_worker(Candidate *candidate, DatabaseState *state, TimestampTz now)
 	worker.bgw_main_arg = ObjectIdGetDatum(candidate->database);
 	worker.bgw_notify_pid = MyProcPid;
 
-	candidate->next_start =
-		TimestampTzPlusMilliseconds(now, candidate->delay_ms);
-	candidate->delay_ms = Min(candidate->delay_ms * 2, RESTART_DELAY_MAX_MS);
-
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	state->launched_at = now;
+	state->restart_requested = false;
 	LWLockRelease(&state->lock);
 
-	if (RegisterDynamicBackgroundWorker(&worker, NULL))
+	registered = RegisterDynamicBackgroundWorker(&worker, NULL);
+	if (registered)
 	{
-		slots_exhausted = false;
+		candidate->asked = false;
 		candidate->started_at = now;
-		return;
+		candidate->next_start =
+			TimestampTzPlusMilliseconds(now, candidate->delay_ms);
+		candidate->delay_ms =
+			Min(candidate->delay_ms * 2, RESTART_DELAY_MAX_MS);
+		slots_missed_at = 0;
+		slots_reported = false;
+		return true;
 	}
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	state->launched_at = 0;
 	LWLockRelease(&state->lock);
-	if (!slots_exhausted)
+	if (slots_missed_at == 0)
+		slots_missed_at = now;
+	if (!slots_reported &&
+		TimestampDifferenceExceeds(slots_missed_at, now, SLOTS_PATIENCE_MS))
+	{
+		slots_reported = true;
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("absmartly: no background worker slot is left for "
 						"database \"%s\"",
 						NameStr(candidate->name)),
 				 errhint("Increase \"max_worker_processes\".")));
-	slots_exhausted = true;
+	}
+	return false;
 }
 
-/* Takes a database's state and file away, as far as nobody uses them. */
+/* Takes a database's data away, and its place as soon as nobody reads it. */
 static void
 forget(DatabaseState *state, Oid database)
 {
@@ -215,96 +240,202 @@ forget(DatabaseState *state, Oid database)
 	shared_forget_database(database);
 }
 
+/* What has become of a database's last worker, which runs no more. */
+static void
+settle(Candidate *candidate, DatabaseState *state, TimestampTz now)
+{
+	if (candidate->started_at != 0 &&
+		TimestampDifferenceExceeds(candidate->started_at, now, HEALTHY_MS))
+		candidate->delay_ms = RESTART_DELAY_MS;
+
+	/* one that ended on request comes back at once */
+	if (state->restart_requested)
+	{
+		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+		state->restart_requested = false;
+		LWLockRelease(&state->lock);
+		candidate->delay_ms = RESTART_DELAY_MS;
+		candidate->next_start = now;
+	}
+
+	if (state->extension == EXTENSION_PRESENT)
+		candidate->expectation = EXPECT_PRESENT;
+	else if (state->extension == EXTENSION_ABSENT)
+	{
+		/* the extension may have been made while the worker looked */
+		candidate->expectation =
+			candidate->asked ? EXPECT_ASKED : EXPECT_ABSENT;
+		candidate->probed_at = now;
+		candidate->delay_ms = RESTART_DELAY_MS;
+		candidate->next_start = now;
+		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+		state->extension = EXTENSION_UNKNOWN;
+		LWLockRelease(&state->lock);
+		if (candidate->expectation == EXPECT_ABSENT)
+			file_remove(candidate->database);
+	}
+}
+
+/* Whether a worker is on its way. */
+static bool
+launching(const DatabaseState *state, TimestampTz now)
+{
+	return state->launched_at != 0 && state->launched_at <= now &&
+		   !TimestampDifferenceExceeds(state->launched_at, now,
+									   LAUNCH_TIMEOUT_MS);
+}
+
 /*
- * Brings one database to what is wanted of it.  Returns whether it must be
- * looked at again soon.
+ * Brings one database to what is wanted of it.  *probing counts the workers
+ * that look whether there is an extension.  Returns whether the database must
+ * be looked at again soon.
  */
 static bool
-reconcile(Candidate *candidate, TimestampTz now)
+reconcile(Candidate *candidate, TimestampTz now, int *probing)
 {
 	DatabaseState *state = shared_database(candidate->database, false);
 	bool wanted =
 		candidate->listed && settings_database_wanted(NameStr(candidate->name));
-	bool launching;
+
+	if (state != NULL && state->worker_pid != 0)
+	{
+		if (state->extension == EXTENSION_PRESENT)
+		{
+			candidate->expectation = EXPECT_PRESENT;
+			candidate->asked = false;
+		}
+		else
+			(*probing)++;
+		if (!wanted)
+		{
+			state->restart_requested = true;
+			shared_wake_worker(state);
+		}
+		return !wanted || state->extension != EXTENSION_PRESENT;
+	}
 
 	if (state != NULL)
 	{
-		if (worker_runs(state))
-		{
-			candidate->absent = false;
-			if (!wanted)
-			{
-				state->restart_requested = true;
-				shared_wake_worker(state);
-				return true;
-			}
-			if (TimestampDifferenceExceeds(candidate->started_at, now,
-										   HEALTHY_MS))
-				candidate->delay_ms = RESTART_DELAY_MS;
-			return false;
-		}
-
-		/* a worker that ended on request comes back at once */
-		if (state->restart_requested)
-		{
-			state->restart_requested = false;
-			candidate->delay_ms = RESTART_DELAY_MS;
-			candidate->next_start = now;
-		}
+		settle(candidate, state, now);
 		if (shared_database_held(state))
 			return true;
-		if (state->extension == EXTENSION_ABSENT || !candidate->exists)
+		if (launching(state, now))
 		{
-			candidate->absent = true;
-			candidate->probed_at = now;
-			candidate->delay_ms = RESTART_DELAY_MS;
-			file_remove(candidate->database);
-			forget(state, candidate->database);
-			return false;
-		}
-		launching = state->launched_at != 0 &&
-					!TimestampDifferenceExceeds(state->launched_at, now,
-												LAUNCH_TIMEOUT_MS);
-		if (launching)
+			if (candidate->expectation != EXPECT_PRESENT)
+				(*probing)++;
 			return true;
+		}
 	}
 
-	if (candidate->absent && RecoveryInProgress() &&
+	if (candidate->expectation == EXPECT_ABSENT && RecoveryInProgress() &&
 		TimestampDifferenceExceeds(candidate->probed_at, now, STANDBY_PROBE_MS))
-		candidate->absent = false;
-	if (!wanted || candidate->absent)
+		candidate->expectation = EXPECT_UNKNOWN;
+	if (!wanted || candidate->expectation == EXPECT_ABSENT)
 	{
-		/* a place that was taken to keep workers away, and is not needed */
-		if (state != NULL && state->extension == EXTENSION_UNKNOWN)
-			shared_forget_database(candidate->database);
+		if (state != NULL)
+			forget(state, candidate->database);
+		if (!candidate->exists)
+			file_remove(candidate->database);
 		return false;
 	}
-	if (now < candidate->next_start)
+
+	/* a clock that was set back does not keep a database waiting */
+	if (now < candidate->next_start &&
+		!TimestampDifferenceExceeds(now, candidate->next_start,
+									RESTART_DELAY_MAX_MS))
 		return true;
+	if (candidate->expectation != EXPECT_PRESENT)
+	{
+		if (*probing >= MAX_PROBING)
+			return true;
+		(*probing)++;
+	}
 
 	if (state == NULL)
 		state = shared_database(candidate->database, true);
 	if (state == NULL)
 	{
-		ereport(WARNING,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("absmartly serves at most %d databases of one server",
-						SHARED_MAX_DATABASES),
-				 errhint("Name the databases to serve in "
-						 "\"absmartly.databases\".")));
+		if (!places_reported)
+			ereport(WARNING,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("absmartly serves at most %d databases of one "
+							"server",
+							SHARED_MAX_DATABASES),
+					 errhint("Name the databases to serve in "
+							 "\"absmartly.databases\".")));
+		places_reported = true;
 		candidate->next_start =
 			TimestampTzPlusMilliseconds(now, RESTART_DELAY_MAX_MS);
 		return false;
 	}
-	start_worker(candidate, state, now);
+	(void) start_worker(candidate, state, now);
 	return true;
 }
 
+/* A database that has a file had the extension. */
 static void
-forget_unlisted_file(Oid database, void *context)
+look_at_file(Oid database, void *context)
 {
-	if (hash_search(candidates, &database, HASH_FIND, NULL) == NULL)
+	Candidate *candidate = hash_search(candidates, &database, HASH_FIND, NULL);
+
+	if (candidate == NULL)
 		file_remove(database);
+	else
+		candidate->expectation = EXPECT_PRESENT;
+}
+
+/* Notes for which databases a look was asked. */
+static void
+take_requests(void)
+{
+	Oid probes[SHARED_MAX_PROBES];
+	int nprobes = shared_take_probes(probes);
+	HASH_SEQ_STATUS status;
+	Candidate *candidate;
+
+	hash_seq_init(&status, candidates);
+	while ((candidate = hash_seq_search(&status)) != NULL)
+	{
+		bool asked = nprobes < 0;
+
+		for (int i = 0; i < nprobes; i++)
+			asked |= (probes[i] == candidate->database);
+		if (!asked)
+			continue;
+		candidate->asked = true;
+		candidate->next_start = 0;
+		candidate->delay_ms = RESTART_DELAY_MS;
+		if (candidate->expectation != EXPECT_PRESENT)
+			candidate->expectation = EXPECT_ASKED;
+	}
+}
+
+/* A standby that becomes a primary is told of new extensions from then on. */
+static void
+look_at_recovery(void)
+{
+	bool was = in_recovery;
+	HASH_SEQ_STATUS status;
+	Candidate *candidate;
+
+	in_recovery = RecoveryInProgress();
+	if (!was || in_recovery)
+		return;
+	hash_seq_init(&status, candidates);
+	while ((candidate = hash_seq_search(&status)) != NULL)
+		if (candidate->expectation == EXPECT_ABSENT)
+			candidate->expectation = EXPECT_UNKNOWN;
+}
+
+static int
+by_expectation(const void *left, const void *right)
+{
+	const Candidate *a = *(Candidate *const *) left;
+	const Candidate *b = *(Candidate *const *) right;
+
+	if (a->expectation != b->expectation)
+		return a->expectation < b->expectation ? -1 : 1;
+	return a->database < b->database ? -1 : 1;
 }
 
 /* One look at everything.  Returns how long to wait for the next one. */
@@ -314,51 +445,35 @@ cycle(bool first)
 	TimestampTz now;
 	HASH_SEQ_STATUS status;
 	Candidate *candidate;
-	Oid probes[SHARED_MAX_PROBES];
-	int nprobes = shared_take_probes(probes);
+	Candidate **ordered;
+	long count;
+	int index = 0;
+	int probing = 0;
 	bool busy = false;
 
+	look_at_recovery();
 	list_databases();
 	if (first)
-		file_visit(forget_unlisted_file, NULL);
+		file_visit(look_at_file, NULL);
+	take_requests();
 
-	for (int i = 0; i < nprobes; i++)
-	{
-		candidate = hash_search(candidates, &probes[i], HASH_FIND, NULL);
-		if (candidate != NULL)
-			candidate->absent = false;
-	}
-
-	now = GetCurrentTimestamp();
+	count = hash_get_num_entries(candidates);
+	ordered = palloc(Max(count, 1) * sizeof(Candidate *));
 	hash_seq_init(&status, candidates);
 	while ((candidate = hash_seq_search(&status)) != NULL)
+		ordered[index++] = candidate;
+	qsort(ordered, index, sizeof(Candidate *), by_expectation);
+
+	now = GetCurrentTimestamp();
+	for (int i = 0; i < index; i++)
 	{
-		if (nprobes < 0)
-			candidate->absent = false;
-		busy |= reconcile(candidate, now);
+		candidate = ordered[i];
+		busy |= reconcile(candidate, now, &probing);
 		if (!candidate->exists &&
 			shared_database(candidate->database, false) == NULL)
 			hash_search(candidates, &candidate->database, HASH_REMOVE, NULL);
 	}
 	return busy ? BUSY_CYCLE_MS : CYCLE_MS;
-}
-
-/* The earliest moment at which a delayed start is due, to wake up for it. */
-static long
-until_next_start(long timeout)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	HASH_SEQ_STATUS status;
-	Candidate *candidate;
-
-	hash_seq_init(&status, candidates);
-	while ((candidate = hash_seq_search(&status)) != NULL)
-		if (candidate->listed && !candidate->absent &&
-			candidate->next_start > now)
-			timeout = Min(timeout, TimestampDifferenceMilliseconds(
-									   now, candidate->next_start) +
-									   1);
-	return timeout;
 }
 
 void
@@ -372,6 +487,7 @@ absmartly_launcher_main(Datum argument)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	worker_pin_settings();
 
 	before_shmem_exit(launcher_exit, (Datum) 0);
 	shared_set_launcher(MyProc);
@@ -389,7 +505,7 @@ absmartly_launcher_main(Datum argument)
 
 		MemoryContextReset(loop_context);
 		MemoryContextSwitchTo(loop_context);
-		timeout = until_next_start(cycle(first));
+		timeout = cycle(first);
 		first = false;
 
 		(void) WaitLatch(MyLatch,

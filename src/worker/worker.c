@@ -9,13 +9,8 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/indexing.h"
-#include "catalog/pg_db_role_setting.h"
 #include "commands/extension.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -24,20 +19,16 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/procarray.h"
 #include "tcop/tcopprot.h"
-#include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/rel.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
 #include "data/shared.h"
 #include "data/version.h"
 #include "settings.h"
+#include "worker/database_settings.h"
 #include "worker/fetch.h"
 #include "worker/http.h"
 #include "worker/launcher.h"
@@ -45,14 +36,19 @@
 
 /* connections to the collector that are kept open */
 #define MAX_CONNECTIONS 4
-/* on a standby: how often the database's settings are looked at, at least */
+/* while statements still read data that was replaced */
+#define REAP_MS 5000L
+/* on a standby: how often the catalogs are looked at, at least */
 #define STANDBY_LOOK_MS 60000L
+/* the same on a primary, where commands tell nearly all */
+#define PRIMARY_LOOK_MS 300000L
 
 static DatabaseState *my_database = NULL;
 
-/* on a standby: the database's settings when this worker started */
+/* what outdated() compares with, and when it last did */
 static char *initial_settings = NULL;
-static TimestampTz settings_looked_at = 0;
+static TimestampTz looked_at = 0;
+static bool standby = false;
 
 void
 worker_set_state(DatabaseState *database, WorkerState worker_state)
@@ -70,6 +66,8 @@ detach(int code, Datum argument)
 {
 	DatabaseState *state = (DatabaseState *) DatumGetPointer(argument);
 
+	/* whatever ends the process must not wait for itself */
+	LWLockReleaseAll();
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	if (state->worker_pid == MyProcPid)
 	{
@@ -95,14 +93,13 @@ attach(Oid database)
 	if (state == NULL)
 		return false;
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-	if (state->database == database && !shared_database_held(state) &&
-		(state->worker_pid == 0 ||
-		 BackendPidGetProc(state->worker_pid) == NULL))
+	state->launched_at = 0;
+	if (state->database == database && state->worker_pid == 0 &&
+		!shared_database_held(state))
 	{
 		state->worker_pid = MyProcPid;
 		state->worker_proc = MyProc;
 		state->worker_state = WORKER_STARTING;
-		state->launched_at = 0;
 		state->restart_requested = false;
 		attached = true;
 	}
@@ -115,19 +112,16 @@ attach(Oid database)
 	return attached;
 }
 
-/*
- * Settings of the database or the server that are meant for users' sessions
- * must not reach the worker.
- */
-static void
-pin_settings(void)
+void
+worker_pin_settings(void)
 {
 	static const char *const pinned[][2] = {
 		{"search_path", "pg_catalog, pg_temp"},
 		{"statement_timeout", "0"},
 		{"lock_timeout", "0"},
 		{"idle_in_transaction_session_timeout", "0"},
-		{"default_transaction_read_only", "off"},
+		COMPAT_PINNED_SETTINGS{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
 		{"default_transaction_isolation", "read committed"},
 		{"session_replication_role", "origin"},
 		{"row_security", "off"},
@@ -142,6 +136,7 @@ extension_exists(void)
 {
 	bool exists;
 
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	exists = OidIsValid(get_extension_oid("absmartly", true));
 	CommitTransactionCommand();
@@ -149,68 +144,47 @@ extension_exists(void)
 	return exists;
 }
 
-/*
- * The database's own settings, as one string.  A standby is told of no ALTER
- * DATABASE: it compares.
- */
-static char *
-database_settings(MemoryContext context)
-{
-	Relation relation;
-	SysScanDesc scan;
-	ScanKeyData keys[2];
-	HeapTuple tuple;
-	char *result = NULL;
-
-	StartTransactionCommand();
-	(void) GetTransactionSnapshot();
-	relation = table_open(DbRoleSettingRelationId, AccessShareLock);
-	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase,
-				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(MyDatabaseId));
-	ScanKeyInit(&keys[1], Anum_pg_db_role_setting_setrole,
-				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(InvalidOid));
-	scan = systable_beginscan(relation, DbRoleSettingDatidRolidIndexId, true,
-							  NULL, 2, keys);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		bool isnull;
-		Datum config = heap_getattr(tuple, Anum_pg_db_role_setting_setconfig,
-									RelationGetDescr(relation), &isnull);
-
-		if (!isnull)
-			result = MemoryContextStrdup(
-				context, OidOutputFunctionCall(F_ARRAY_OUT, config));
-	}
-	systable_endscan(scan);
-	table_close(relation, AccessShareLock);
-	CommitTransactionCommand();
-	pgstat_report_stat(true);
-	return result ? result : MemoryContextStrdup(context, "");
-}
-
+/* How often the catalogs are looked at for what nobody tells a worker. */
 static long
-standby_look_interval(void)
+look_interval(void)
 {
 	long interval = settings_refresh_interval * 1000L;
 
+	if (!standby)
+		return PRIMARY_LOOK_MS;
 	return interval > 0 ? Min(interval, STANDBY_LOOK_MS) : STANDBY_LOOK_MS;
 }
 
-/* On a standby: whether the database's settings have changed. */
+/*
+ * Whether this worker should make place for another one, because the extension
+ * has gone or the database's settings have changed.  A standby is told of
+ * neither, a primary not of what COMMIT PREPARED brings.
+ */
 static bool
-settings_changed(MemoryContext context)
+outdated(MemoryContext context)
 {
-	TimestampTz now;
+	TimestampTz now = GetCurrentTimestamp();
+	DatabaseSettings settings;
+	bool promoted = standby && !RecoveryInProgress();
+	bool exists;
 
-	if (!RecoveryInProgress())
+	if (!promoted && now >= looked_at &&
+		!TimestampDifferenceExceeds(looked_at, now, (int) look_interval()))
 		return false;
-	now = GetCurrentTimestamp();
-	if (!TimestampDifferenceExceeds(settings_looked_at, now,
-									(int) standby_look_interval()))
-		return false;
-	settings_looked_at = now;
-	return strcmp(initial_settings, database_settings(context)) != 0;
+	looked_at = now;
+	standby = RecoveryInProgress();
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	exists = OidIsValid(get_extension_oid("absmartly", true));
+	database_settings_read(MyDatabaseId, &settings);
+	if (initial_settings == NULL)
+		initial_settings = MemoryContextStrdup(TopMemoryContext, settings.all);
+	exists = exists && strcmp(initial_settings, settings.all) == 0;
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	pgstat_report_stat(true);
+	return !exists;
 }
 
 /*
@@ -226,6 +200,7 @@ copy_setting(char *copy, const char *text, size_t size)
 	if (pg_encoding_verifymbstr(PG_UTF8, text, length) != length &&
 		GetDatabaseEncoding() != PG_SQL_ASCII)
 	{
+		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 		strlcpy(copy, pg_server_to_any(text, length, PG_UTF8), size);
 		CommitTransactionCommand();
@@ -252,9 +227,7 @@ confirm_target(void)
 static long
 earlier(long left, long right)
 {
-	if (left < 0)
-		return right;
-	return right < 0 ? left : Min(left, right);
+	return left < 0 ? right : Min(left, right);
 }
 
 void
@@ -271,7 +244,7 @@ absmartly_worker_main(Datum argument)
 	if (!attach(database))
 		proc_exit(0);
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
-	pin_settings();
+	worker_pin_settings();
 
 	if (!extension_exists())
 	{
@@ -287,9 +260,8 @@ absmartly_worker_main(Datum argument)
 	loop_context = AllocSetContextCreate(TopMemoryContext, "absmartly worker",
 										 ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(loop_context);
-	initial_settings = database_settings(TopMemoryContext);
-	settings_looked_at = GetCurrentTimestamp();
-	MemoryContextSwitchTo(loop_context);
+	standby = RecoveryInProgress();
+	(void) outdated(loop_context);
 
 	client = http_client_create(MAX_CONNECTIONS);
 	(void) confirm_target();
@@ -316,15 +288,16 @@ absmartly_worker_main(Datum argument)
 			else
 				fetch_settings_changed();
 		}
-		if (my_database->restart_requested || settings_changed(loop_context))
+		if (my_database->restart_requested ||
+			shared_database_held(my_database) || outdated(loop_context))
 			proc_exit(0);
 
 		version_reap(my_database);
 		fetch_begin(my_database, client);
 
-		timeout = fetch_timeout(my_database);
-		if (RecoveryInProgress())
-			timeout = earlier(timeout, standby_look_interval());
+		timeout = earlier(fetch_timeout(my_database), look_interval());
+		if (my_database->nretired > 0)
+			timeout = Min(timeout, REAP_MS);
 		http_wait(client, timeout, PG_WAIT_EXTENSION);
 		CHECK_FOR_INTERRUPTS();
 

@@ -15,6 +15,12 @@
  */
 extern PGDLLEXPORT void absmartly_worker_main(Datum argument);
 
+/*
+ * Settings that are meant for users' sessions must not reach the launcher and
+ * the workers: gives them their own.
+ */
+extern void worker_pin_settings(void);
+
 /* Tells the others what the worker is doing, if that has changed. */
 extern void worker_set_state(DatabaseState *database, WorkerState worker_state);
 

@@ -21,7 +21,8 @@ evaluate(const ExprNode *expression, size_t size, EvalContext *context)
 	double number;
 	bool aborted;
 	Value value;
-	int clause;
+	const ExprNode *clause;
+	int index;
 
 	memcpy(moved, expression, size);
 	if (expression_evaluate(moved, context, &value, &aborted) != ENGINE_OK ||
@@ -32,7 +33,9 @@ evaluate(const ExprNode *expression, size_t size, EvalContext *context)
 	if (value_to_string(&value, buffer, &text) && text.data == NULL &&
 		text.length > 0)
 		abort();
-	if (expression_deciding_clause(moved, context, &clause) != ENGINE_OK)
+	if (expression_deciding_clause(moved, context, &clause, &index) !=
+			ENGINE_OK ||
+		(clause == NULL) != (index < 0))
 		abort();
 	free(moved);
 }

@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $collector = start_collector(space_data => { '/v1' => experiments(experiment('exp')) }, keys => ['good']);
@@ -55,8 +56,10 @@ for my $case (@faults)
 	my $generation = stat_of($node, 'generation');
 	my $memory = $case->{name} =~ /100 MB/;
 
-	configure($node, "absmartly.request_timeout = '" . ($memory ? '20s' : '1s') . "'");
+	# the reload starts a round of its own if the last one failed: it shall be over
 	$collector->clear_faults('/v1');
+	configure($node, "absmartly.request_timeout = '" . ($memory ? '20s' : '1s') . "'");
+	$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
 	$collector->fault('/v1', { match => { method => 'GET' }, %{ $case->{fault} } });
 	$collector->forget;
 	my ($status, $output, $error);
@@ -109,6 +112,79 @@ $collector->fault('/v1', { match => { method => 'GET' }, status => 429, headers 
 my $seconds = seconds_of(sub { $node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')}) });
 cmp_ok($seconds, '>=', 1.5, 'Retry-After is heeded');
 
+# a long one is not waited for: the fetch on request fails, the next one starts at once
+$collector->fault('/v1', { match => { method => 'GET' }, status => 429, headers => { 'Retry-After' => '60' }, times => 1 });
+$seconds = seconds_of(sub { ($status, $output, $error) = $node->psql('postgres', q{SELECT absmartly_refresh('5 s')}) });
+isnt($status, 0, 'a long Retry-After: refresh fails');
+like($error, qr/status 429/, 'and says why');
+cmp_ok($seconds, '<', 2, 'without waiting');
+$collector->forget;
+sleep 3;
+is(scalar $collector->requests(space => '/v1', method => 'GET'), 0, 'it is heeded when nobody asks');
+$collector->clear_faults('/v1');
+$seconds = seconds_of(sub { $node->safe_psql('postgres', q{SELECT absmartly_refresh('5 s')}) });
+cmp_ok($seconds, '<', 2, 'whoever asks gets an answer at once');
+
+# a time-out is told by its limit, and only once
+configure($node, "absmartly.request_timeout = '300ms'");
+$collector->fault('/v1', { match => { method => 'GET' }, hang => 1, times => -1 });
+$offset = -s $node->logfile;
+$node->psql('postgres', 'SELECT absmartly_refresh()') for 1 .. 3;
+$log = substr(log_of($node), $offset);
+is(scalar(() = $log =~ /WARNING: .*could not fetch experiments: /g), 1, 'several time-outs are one warning');
+like($log, qr/could not fetch experiments: timed out after 300 ms/, 'that names the limit');
+$collector->clear_faults('/v1');
+configure($node, "absmartly.request_timeout = '5s'");
+$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+
+# the key is never quoted, however the collector writes it
+my $secret = 'q7/+"x%zsecret-0123456789';
+my %quoting = (
+	'raw'             => "the key $secret is not known",
+	'percent-encoded' => 'key=q7%2F%2b%22x%25zsecret%2d0123456789&',
+	'in JSON'         => '{"error":"q7\/+\"x\u0025zsecret-0123456789 is not known"}',
+	'in JSON, escaped where it needs not be' => '{"error":"\u00717/\u002B\"x%z\u0073ecret-0123456789"}',
+	'at the border of what is quoted' => 'long ' x 38 . "$secret!",
+	'cut by the collector at the end of a long text' => 'long ' x 38 . "$secret$secret",
+	'in a redirect' => "moved: $secret",
+	'cut by a NUL'  => "$secret\0$secret",
+);
+write_key($node, $secret);
+$offset = -s $node->logfile;
+for my $name (sort keys %quoting)
+{
+	$collector->fault('/v1', { match => { method => 'GET' }, status => $name =~ /redirect/ ? 302 : 401, times => 1,
+		body => $quoting{$name}, content_type => 'text/plain' });
+	($status, $output, $error) = $node->psql('postgres', 'SELECT absmartly_refresh()');
+	like($error, qr/status (401|302): ".*\*\*\*/, "the key $name: refresh fails, without it");
+	unlike($error . stat_of($node, 'last_fetch_error'), qr/q7|%2F%2b|u0071|secret|0123/, "the key $name: it is not shown");
+}
+unlike(substr(log_of($node), $offset), qr/q7|%2F%2b|u0071|secret|0123/, 'nor logged');
+
+# neither is where it comes from
+unlink $node->basedir . '/api_key';
+($status, $output, $error) = $node->psql('postgres', 'SELECT absmartly_refresh()');
+like($error, qr/could not open the file of "absmartly.api_key_file": No such file/, 'a missing file of the key');
+unlike($error . stat_of($node, 'last_fetch_error'), qr{/api_key\b}, 'without its path');
+
+# a corrected key is tried at the reload
+write_key($node, 'wrong');
+($status, $output, $error) = $node->psql('postgres', 'SELECT absmartly_refresh()');
+like($error, qr/status 401/, 'a wrong key');
+is(stat_of($node, 'worker_state'), 'backing off', 'leads to a pause');
+write_key($node, 'good');
+$node->reload;
+ok(await_sql($node, 'SELECT last_fetch_error IS NULL FROM absmartly_stat', 't', seconds => 3), 'which a reload ends');
+
+# what the settings refuse
+fails_with($node, q{ALTER DATABASE postgres SET absmartly.proxy = 'http://user:word@127.0.0.1:3128'}, '22023',
+	qr/A proxy holds no user name or password/, 'a proxy with a password');
+
+# the time-out of a refresh can be handled where it is called
+$collector->fault('/v1', { match => { method => 'GET' }, hang => 1, times => 1 });
+fails_with($node, q{SELECT absmartly_refresh('100 ms')}, '08006', qr/time-out while waiting/, 'a refresh whose time is over');
+$node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')});
+
 # broken parts of the data: what is sound is used, and the rest is named
 my $warnings = -s $node->logfile;
 $collector->set_data('/v1', experiments(
@@ -125,6 +201,18 @@ is($node->safe_psql('postgres', q{SELECT absmartly_peek_variable_value('{"user_i
 $log = substr(log_of($node), $warnings);
 is(scalar(() = $log =~ /WARNING: .*broken_split.*split/g), 1, 'one warning names the experiment and the field');
 is(scalar(() = $log =~ /WARNING: .*broken_config/g), 1, 'one warning names the broken config');
+
+# data that could not be saved is saved by the next fetch, also if it is still the same
+my $folder = $node->data_dir . '/absmartly';
+my $saved = sub { join '', map { slurp_file($_) } glob "$folder/*" };
+chmod 0500, $folder or die "$folder: $!";
+$collector->set_data('/v1', experiments(experiment('exp'), experiment('kept', id => 2)));
+$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+unlike($saved->(), qr/"kept"/, 'a folder without the right to write: the data is not saved');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM absmartly_experiments'), '2', 'but in force');
+chmod 0700, $folder or die "$folder: $!";
+$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+like($saved->(), qr/"kept"/, 'it is saved when that is possible again');
 
 $node->stop;
 done_testing();

@@ -48,6 +48,15 @@ create_extension($primary, 'other');
 $primary->wait_for_catchup($standby, 'replay');
 ok(await(sub { my ($status, $output) = $standby->psql('other', 'SELECT absmartly_is_ready()'); $status == 0 && $output eq 't' }),
 	'a new database is served on the standby');
+ok(await_sql($standby, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'absmartly worker' AND datname = 'other'", '1'),
+	'it has a worker there');
+$primary->safe_psql('other', 'DROP EXTENSION absmartly');
+ok(await_sql($standby, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'absmartly worker' AND datname = 'other'", '0'),
+	'which ends when the extension is dropped on the primary');
+create_extension($primary, 'other');
+$primary->wait_for_catchup($standby, 'replay');
+ok(await(sub { my ($status, $output) = $standby->psql('other', 'SELECT absmartly_is_ready()'); $status == 0 && $output eq 't' }),
+	'and comes back with it');
 $primary->safe_psql('postgres', 'DROP DATABASE other');
 ok(await_sql($standby, "SELECT count(*) FROM pg_database WHERE datname = 'other'", '0'), 'its end is replayed in spite of the worker');
 

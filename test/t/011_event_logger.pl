@@ -12,7 +12,8 @@ my $node = start_node('main', collector => $collector, extension => 0, settings 
 
 $node->safe_psql('postgres', <<'EOT');
 CREATE SCHEMA audit;
-CREATE TABLE audit.events (n serial, context jsonb, event text, data jsonb, who text DEFAULT current_user, path text DEFAULT current_setting('search_path'));
+CREATE TABLE audit.events (n serial, context jsonb, event text, data jsonb, who text DEFAULT current_user, path text DEFAULT current_setting('search_path'),
+	at timestamptz DEFAULT now());
 CREATE ROLE auditor;
 GRANT USAGE ON SCHEMA audit TO auditor;
 GRANT INSERT ON audit.events TO auditor;
@@ -34,10 +35,15 @@ is($node->safe_psql('postgres', q{SELECT DISTINCT who, path FROM audit.events}),
 
 $node->safe_psql('postgres', 'SELECT absmartly_refresh()');
 is($node->safe_psql('postgres', $events), 'ready,refresh', 'refresh is told before the caller goes on');
+$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+is($node->safe_psql('postgres', q{SELECT bool_and(at > before) FROM (SELECT at, lag(at) OVER (ORDER BY n) AS before FROM audit.events) t}),
+	't', 'now() goes on from one event to the next');
+$node->safe_psql('postgres', q{DELETE FROM audit.events WHERE n = (SELECT max(n) FROM audit.events)});
 $collector->fault('/v1', { match => { method => 'GET' }, status => 404, times => 1 });
 $node->psql('postgres', 'SELECT absmartly_refresh()');
 is($node->safe_psql('postgres', $events), 'ready,refresh,error', 'so is an error');
 like($node->safe_psql('postgres', q{SELECT data FROM audit.events WHERE event = 'error'}), qr/status 404/, 'with its text');
+is($node->safe_psql('postgres', q{SELECT jsonb_typeof(data) FROM audit.events WHERE event = 'error'}), 'string', 'as a JSON string');
 
 # an owner without the right to do something, a function that fails, one that is missing: reported, and nothing else
 $node->safe_psql('postgres', <<'EOT');
