@@ -201,7 +201,7 @@ absmartly_evaluate(PG_FUNCTION_ARGS)
 		EngineText utf8 = text_datum_to_utf8(source);
 		const char *message = NULL;
 		const JsonNode *tree;
-		const ExprNode *expression;
+		const ExprNode *expression = NULL;
 		ArenaSource chunks;
 		Arena arena;
 		size_t size;
@@ -259,7 +259,7 @@ absmartly_match_audience(PG_FUNCTION_ARGS)
 	site = call_site_state(fcinfo, sizeof(CompiledSite));
 	if (!compiled_site_holds(site, source))
 	{
-		const ExprNode *expression;
+		const ExprNode *expression = NULL;
 		ArenaSource chunks;
 		Arena arena;
 		size_t size;

@@ -62,14 +62,6 @@ text_datum_to_utf8(const text *datum)
 	return text_to_utf8(VARDATA_ANY(datum), VARSIZE_ANY_EXHDR(datum));
 }
 
-text *
-text_datum_from_utf8(EngineText utf8)
-{
-	EngineText converted = text_from_utf8(utf8.data, utf8.length);
-
-	return cstring_to_text_with_len(converted.data, (int) converted.length);
-}
-
 size_t
 text_characters(EngineText utf8)
 {

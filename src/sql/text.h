@@ -40,9 +40,6 @@ extern EngineText text_from_utf8(const char *data, size_t length);
 /* The contents of a text datum with a header of any kind, as UTF-8. */
 extern EngineText text_datum_to_utf8(const text *datum);
 
-/* UTF-8 text as a text datum; raises as text_from_utf8() does. */
-extern text *text_datum_from_utf8(EngineText utf8);
-
 /* Characters in UTF-8 text. */
 extern size_t text_characters(EngineText utf8);
 
