@@ -267,13 +267,8 @@ check_event_logger(char **value, void **extra, GucSource source)
 	return true;
 }
 
-/*
- * A setting's text in UTF-8, palloc'd or text itself; NULL if there is no
- * telling, outside of a database, or if it can't be converted.  Raises
- * nothing: a role with such a setting must be able to log in.
- */
-static const char *
-setting_to_utf8(const char *text)
+const char *
+settings_to_utf8(const char *text)
 {
 	int length = (int) strlen(text);
 	int encoding = GetDatabaseEncoding();
@@ -302,7 +297,7 @@ setting_to_utf8(const char *text)
 static bool
 check_overrides(char **value, void **extra, GucSource source)
 {
-	const char *text = setting_to_utf8(*value);
+	const char *text = settings_to_utf8(*value);
 	OverrideList *list = NULL;
 	const JsonNode *root;
 	const char *message = NULL;

@@ -63,6 +63,14 @@ extern bool settings_database_wanted(const char *name);
 extern bool settings_acts_in_worker(const char *name);
 extern bool settings_is_target(const char *name);
 
+/*
+ * A setting's text in UTF-8, palloc'd or text itself: that of ALTER DATABASE is
+ * in the database's encoding, that of the configuration file in any.  NULL if
+ * it can't be converted, which needs a transaction.  Raises nothing: a role
+ * with such a setting must be able to log in.
+ */
+extern const char *settings_to_utf8(const char *text);
+
 /* Defines all settings. */
 extern void settings_define(void);
 

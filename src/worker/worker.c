@@ -12,7 +12,6 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "commands/extension.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -187,27 +186,13 @@ outdated(MemoryContext context)
 	return !exists;
 }
 
-/*
- * A setting's text in UTF-8.  That of ALTER DATABASE is in the database's
- * encoding; that of the configuration file is in any.
- */
+/* Copies a setting's text in UTF-8, or as it is if that can't be told. */
 static void
 copy_setting(char *copy, const char *text, size_t size)
 {
-	int length = (int) strlen(text);
-	MemoryContext context = CurrentMemoryContext;
+	const char *utf8 = settings_to_utf8(text);
 
-	if (pg_encoding_verifymbstr(PG_UTF8, text, length) != length &&
-		GetDatabaseEncoding() != PG_SQL_ASCII)
-	{
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		strlcpy(copy, pg_server_to_any(text, length, PG_UTF8), size);
-		CommitTransactionCommand();
-		MemoryContextSwitchTo(context);
-	}
-	else
-		strlcpy(copy, text, size);
+	strlcpy(copy, utf8 ? utf8 : text, size);
 }
 
 /* Publishes what data is fetched for; true if a new epoch begins with it. */
@@ -215,12 +200,18 @@ static bool
 confirm_target(void)
 {
 	DataTarget target = {0};
+	MemoryContext context = CurrentMemoryContext;
 
+	/* conversions are looked up in the catalog */
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
 	copy_setting(target.endpoint, settings_endpoint, SHARED_MAX_ENDPOINT);
 	copy_setting(target.application, settings_application, SHARED_MAX_NAME);
 	copy_setting(target.environment, settings_environment, SHARED_MAX_NAME);
 	copy_setting(target.application_version, settings_application_version,
 				 SHARED_MAX_NAME);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
 	return version_set_target(my_database, &target);
 }
 
