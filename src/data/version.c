@@ -107,10 +107,7 @@ pin_release(Pin *pin)
 	pin->version = NULL;
 	dlist_delete(&pin->node);
 
-	/*
-	 * The worker frees retired versions.  Looking at the flag before letting
-	 * go would miss a version that is retired in between.
-	 */
+	/* the worker frees what was retired and is not read any more */
 	if (pg_atomic_sub_fetch_u32(&version->pins, 1) == 0)
 	{
 		DatabaseState *state = shared_my_database();
@@ -146,7 +143,7 @@ pin_acquire(Pin *pin, DatabaseState *state)
 		before_shmem_exit(release_all_pins, (Datum) 0);
 		exit_registered = true;
 	}
-	/* map the area before the lock is held: it may allocate */
+	/* attach before the lock is held: that allocates */
 	(void) shared_area();
 
 	LWLockAcquire(&state->lock, LW_SHARED);
@@ -729,8 +726,8 @@ version_withdraw(DatabaseState *state)
 	ConditionVariableBroadcast(&state->changed);
 }
 
-static bool
-same_target(const DataTarget *left, const DataTarget *right)
+bool
+version_same_target(const DataTarget *left, const DataTarget *right)
 {
 	return strcmp(left->endpoint, right->endpoint) == 0 &&
 		   strcmp(left->application, right->application) == 0 &&
@@ -744,7 +741,8 @@ version_set_target(DatabaseState *state, const DataTarget *target)
 
 	(void) shared_area();
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-	another = !state->target_known || !same_target(&state->target, target);
+	another =
+		!state->target_known || !version_same_target(&state->target, target);
 	if (another)
 	{
 		retire_current(state);
@@ -895,7 +893,7 @@ version_publish(DatabaseState *state, const DataTarget *target,
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	if (state->database != MyDatabaseId || !state->target_known ||
-		!same_target(&state->target, target))
+		!version_same_target(&state->target, target))
 	{
 		LWLockRelease(&state->lock);
 		dsa_free(shared_area(), pointer);

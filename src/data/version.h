@@ -83,6 +83,10 @@ extern uint64 version_publish(DatabaseState *state, const DataTarget *target,
 							  DataSource source, TimestampTz fetched_at,
 							  bool *unchanged);
 
+/* Whether data fetched for one target is data for the other one, too. */
+extern bool version_same_target(const DataTarget *left,
+								const DataTarget *right);
+
 /*
  * Makes target what data is fetched for, and ends a suspension.  If it is
  * another one than before, a new epoch begins and the data of the old one goes

@@ -480,17 +480,15 @@ log_loaded(DatabaseState *state, const char *text, size_t length, bool refresh)
 void
 fetch_load_file(DatabaseState *state)
 {
-	DataFile *file = file_read(state->database);
+	DataFile *file;
 	char *error;
 	int sqlstate;
 	bool unchanged;
 
-	if (file == NULL ||
-		strcmp(file->target.endpoint, state->target.endpoint) != 0 ||
-		strcmp(file->target.application, state->target.application) != 0 ||
-		strcmp(file->target.environment, state->target.environment) != 0)
-		return;
 	if (DsaPointerIsValid(state->current))
+		return;
+	file = file_read(state->database);
+	if (file == NULL || !version_same_target(&file->target, &state->target))
 		return;
 	if (publish(state, &state->target, file->text, file->length, DATA_FILE,
 				file->fetched_at, &unchanged, &sqlstate, &error))

@@ -308,7 +308,9 @@ reconcile(Candidate *candidate, TimestampTz now, int *probing)
 			(*probing)++;
 		if (!wanted)
 		{
+			LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 			state->restart_requested = true;
+			LWLockRelease(&state->lock);
 			shared_wake_worker(state);
 		}
 		return !wanted || state->extension != EXTENSION_PRESENT;
