@@ -11,7 +11,7 @@
 #	make collector		the development collector alone
 #	make engine-test	the engine's own tests, without a server
 #	make fuzz-test		the fuzz targets over the inputs that are kept
-#	make bench		measures assignment (bench/assign)
+#	make bench		measures assignment (bench/assign) and events (bench/events)
 #	make dist		a release archive from the last commit
 
 EXTENSION = absmartly
@@ -56,7 +56,8 @@ collector:
 	@tools/collector
 
 bench:
-	@if [ -x bench/assign ]; then bench/assign; else echo "there are no benchmarks yet" >&2; exit 1; fi
+	@bench/assign
+	@bench/events
 
 dist:
 	git archive --format=zip --prefix=$(EXTENSION)-$(VERSION)/ --output=$(EXTENSION)-$(VERSION).zip HEAD
@@ -64,13 +65,14 @@ dist:
 version:
 	@echo $(VERSION)
 
-# The engine knows nothing of PostgreSQL, so its tests are plain programs.
+# The engine and the events' encoding know nothing of PostgreSQL, so their tests are plain programs.
 # SANITIZE=address,undefined builds them with sanitizers.
 ENGINE_CFLAGS = -std=gnu11 -O2 -g -Wall -Wextra -fno-strict-aliasing -D_GNU_SOURCE -Isrc -Isrc/engine \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all) \
 	$(shell $(PKG_CONFIG) --cflags json-c libpcre2-16)
 ENGINE_LIBS = $(shell $(PKG_CONFIG) --libs json-c libpcre2-16) -lm
-ENGINE_OBJS = $(patsubst src/engine/%.c,build/engine/%.o,$(sort $(wildcard src/engine/*.c)))
+ENGINE_SOURCES = $(sort $(wildcard src/engine/*.c)) src/events/encoding.c
+ENGINE_OBJS = $(patsubst src/%.c,build/%.o,$(ENGINE_SOURCES))
 ENGINE_HARNESS = $(filter-out $(wildcard test/engine/test_*.c),$(wildcard test/engine/*.c))
 ENGINE_TESTS = $(patsubst test/engine/%.c,build/engine/%,$(sort $(wildcard test/engine/test_*.c)))
 
@@ -81,7 +83,7 @@ engine-programs: $(ENGINE_TESTS)
 
 .SECONDARY: $(ENGINE_OBJS)
 
-build/engine/%.o: src/engine/%.c
+$(ENGINE_OBJS): build/%.o: src/%.c
 	@mkdir -p $(@D)
 	$(CC) $(ENGINE_CFLAGS) -MMD -MP -c -o $@ $<
 
@@ -97,11 +99,12 @@ fuzz-test: fuzz-programs
 
 fuzz-programs: $(FUZZ_TARGETS)
 
-build/fuzz/fuzz_%: test/fuzz/fuzz_%.c test/fuzz/fuzz_main.c test/fuzz/fuzz.h $(wildcard src/engine/*.[ch])
+build/fuzz/fuzz_%: test/fuzz/fuzz_%.c test/fuzz/fuzz_main.c $(wildcard test/fuzz/*.h test/engine/*.h) $(ENGINE_SOURCES) \
+		$(wildcard src/engine/*.h) src/events/encoding.h
 	@mkdir -p $(@D)
 	$(CC) $(ENGINE_CFLAGS) -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^) $(LDFLAGS) $(ENGINE_LIBS)
 
--include $(wildcard build/engine/*.d)
+-include $(wildcard build/engine/*.d build/events/*.d)
 
 else
 
@@ -114,8 +117,12 @@ PGFILEDESC = "absmartly - A/B testing inside PostgreSQL"
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
 DATA = $(sort $(wildcard sql/absmartly--*.sql))
 
+# PGXS has a VERSION of its own: the server's.
+EXTENSION_VERSION := $(VERSION)
+
 # The server's headers count as system headers: their warnings are not ours.
-PG_CPPFLAGS = -I$(srcdir)/src -isystem $(includedir_server) $(shell $(PKG_CONFIG) --cflags libcurl json-c libpcre2-16)
+PG_CPPFLAGS = -I$(srcdir)/src -isystem $(includedir_server) $(shell $(PKG_CONFIG) --cflags libcurl json-c libpcre2-16) \
+	-DABSMARTLY_VERSION='"$(EXTENSION_VERSION)"'
 PG_CFLAGS = -Wextra -Wno-unused-parameter -fno-semantic-interposition -MMD -MP
 SHLIB_LINK = $(shell $(PKG_CONFIG) --libs libcurl json-c libpcre2-16)
 

@@ -94,7 +94,8 @@ usable_pg_config() {
     local major
     [ -x "$1" ] || return 1
     major=$(major_version "$1")
-    [ -n "$major" ] && [ "$major" -ge "$OLDEST_SERVER" ] && [ -f "$("$1" --pgxs)" ] && [ -x "$("$1" --bindir)/postgres" ]
+    [ -n "$major" ] && [ "$major" -ge "$OLDEST_SERVER" ] && [ -f "$("$1" --pgxs)" ] &&
+        [ -f "$("$1" --includedir-server)/postgres.h" ] && [ -x "$("$1" --bindir)/postgres" ]
 }
 
 # find_pg_config: that of the environment, else of the newest Debian package, else of the path; nothing if none will do
