@@ -76,6 +76,14 @@
 #define qualified_name_list(name) stringToQualifiedNameList(name)
 #endif
 
+/* Whether a column has no stored value; column is a Form_pg_attribute. */
+#if PG_VERSION_NUM >= 180000
+#define column_is_virtual(column) \
+	((column)->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL)
+#else
+#define column_is_virtual(column) false
+#endif
+
 /*
  * Calls an input function.  Where the server lets input functions say that a
  * text is no value without raising, those that do so give false.

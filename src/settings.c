@@ -9,6 +9,7 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -28,6 +29,20 @@ int settings_refresh_interval = 60;
 int settings_connect_timeout = 3000;
 int settings_request_timeout = 10000;
 int settings_max_retries = 5;
+int settings_publish_delay = 1000;
+bool settings_publishing = true;
+int settings_batch_size = 500;
+int settings_batch_bytes = 4096;
+int settings_max_connections = 4;
+int settings_dedup_size = 8192;
+int settings_memory_queue_size = 16384;
+int settings_durability = DURABILITY_TRANSACTION;
+bool settings_async_commit = true;
+int settings_exposure_dedup_interval = 600000;
+int settings_outbox_max_size = 1024;
+int settings_max_event_size = 1024;
+bool settings_historic = false;
+int settings_trigger_errors = TRIGGER_ERRORS_ERROR;
 char *settings_ca_file = NULL;
 char *settings_proxy = NULL;
 char *settings_event_logger = NULL;
@@ -60,6 +75,17 @@ static const OverrideList *overrides = NULL;
 static const struct config_enum_entry on_not_ready_options[] = {
 	{"error", ON_NOT_READY_ERROR, false},
 	{"control", ON_NOT_READY_CONTROL, false},
+	{NULL, 0, false}};
+
+static const struct config_enum_entry durability_options[] = {
+	{"transaction", DURABILITY_TRANSACTION, false},
+	{"goals", DURABILITY_GOALS, false},
+	{"memory", DURABILITY_MEMORY, false},
+	{NULL, 0, false}};
+
+static const struct config_enum_entry trigger_errors_options[] = {
+	{"error", TRIGGER_ERRORS_ERROR, false},
+	{"warning", TRIGGER_ERRORS_WARNING, false},
 	{NULL, 0, false}};
 
 /*
@@ -437,17 +463,15 @@ is_one_of(const char *name, const char *const *names, int count)
 bool
 settings_acts_in_worker(const char *name)
 {
-	static const char *const names[] = {"absmartly.endpoint",
-										"absmartly.api_key_file",
-										"absmartly.application",
-										"absmartly.application_version",
-										"absmartly.environment",
-										"absmartly.refresh_interval",
-										"absmartly.connect_timeout",
-										"absmartly.request_timeout",
-										"absmartly.max_retries",
-										"absmartly.ca_file",
-										"absmartly.proxy"};
+	static const char *const names[] = {
+		"absmartly.endpoint",        "absmartly.api_key_file",
+		"absmartly.application",     "absmartly.application_version",
+		"absmartly.environment",     "absmartly.refresh_interval",
+		"absmartly.connect_timeout", "absmartly.request_timeout",
+		"absmartly.max_retries",     "absmartly.publish_delay",
+		"absmartly.publishing",      "absmartly.batch_size",
+		"absmartly.batch_bytes",     "absmartly.max_connections",
+		"absmartly.ca_file",         "absmartly.proxy"};
 
 	return is_one_of(name, names, lengthof(names));
 }
@@ -477,10 +501,26 @@ define_string(const char *name, const char *description, char **variable,
 
 static void
 define_int(const char *name, const char *description, int *variable,
-		   int default_value, int min, int max, int flags)
+		   int default_value, int min, int max, GucContext context, int flags)
 {
 	DefineCustomIntVariable(name, description, NULL, variable, default_value,
-							min, max, PGC_SUSET, flags, NULL, NULL, NULL);
+							min, max, context, flags, NULL, NULL, NULL);
+}
+
+static void
+define_bool(const char *name, const char *description, bool *variable,
+			bool default_value, GucContext context)
+{
+	DefineCustomBoolVariable(name, description, NULL, variable, default_value,
+							 context, 0, NULL, NULL, NULL);
+}
+
+static void
+define_enum(const char *name, const char *description, int *variable,
+			int default_value, const struct config_enum_entry *options)
+{
+	DefineCustomEnumVariable(name, description, NULL, variable, default_value,
+							 options, PGC_USERSET, 0, NULL, NULL, NULL);
 }
 
 void
@@ -513,17 +553,20 @@ settings_define(void)
 	define_int("absmartly.refresh_interval",
 			   "Time between two fetches of the experiments; 0: only on "
 			   "request.",
-			   &settings_refresh_interval, 60, 0, INT_MAX / 1000, GUC_UNIT_S);
+			   &settings_refresh_interval, 60, 0, INT_MAX / 1000, PGC_SUSET,
+			   GUC_UNIT_S);
 	define_int("absmartly.connect_timeout",
 			   "Longest time that connecting to the collector may take.",
-			   &settings_connect_timeout, 3000, 1, INT_MAX, GUC_UNIT_MS);
+			   &settings_connect_timeout, 3000, 1, INT_MAX, PGC_SUSET,
+			   GUC_UNIT_MS);
 	define_int("absmartly.request_timeout",
 			   "Longest time that a request to the collector may take.",
-			   &settings_request_timeout, 10000, 1, INT_MAX, GUC_UNIT_MS);
+			   &settings_request_timeout, 10000, 1, INT_MAX, PGC_SUSET,
+			   GUC_UNIT_MS);
 	define_int("absmartly.max_retries",
 			   "Number of retries before a request to the collector counts as "
 			   "failed.",
-			   &settings_max_retries, 5, 0, 100, 0);
+			   &settings_max_retries, 5, 0, 100, PGC_SUSET, 0);
 	define_string("absmartly.ca_file",
 				  "File of certificates to trust, instead of the system's.",
 				  &settings_ca_file, "", PGC_SUSET, 0, check_path, NULL, NULL);
@@ -539,22 +582,79 @@ settings_define(void)
 				  "extension.",
 				  &settings_databases, "", PGC_SIGHUP, GUC_LIST_INPUT,
 				  check_databases, NULL, NULL);
-	DefineCustomEnumVariable("absmartly.on_not_ready",
-							 "What an assignment does before any data was "
-							 "loaded.",
-							 NULL, &settings_on_not_ready, ON_NOT_READY_ERROR,
-							 on_not_ready_options, PGC_USERSET, 0, NULL, NULL,
-							 NULL);
+	define_enum("absmartly.on_not_ready",
+				"What an assignment does before any data was loaded.",
+				&settings_on_not_ready, ON_NOT_READY_ERROR,
+				on_not_ready_options);
 	define_string("absmartly.overrides",
 				  "Variants to give instead of the assigned ones, as a JSON "
 				  "object.",
 				  &overrides_text, "{}", PGC_USERSET, 0, check_overrides,
 				  assign_overrides, NULL);
-	DefineCustomBoolVariable("absmartly.include_system_attributes",
-							 "Lets audiences see application, environment and "
-							 "app_version.",
-							 NULL, &settings_include_system_attributes, false,
-							 PGC_USERSET, 0, NULL, NULL, NULL);
+	define_bool("absmartly.include_system_attributes",
+				"Lets audiences see application, environment and app_version, "
+				"and sends them with events.",
+				&settings_include_system_attributes, false, PGC_USERSET);
+	define_int("absmartly.publish_delay",
+			   "Longest time that an event waits for others to be sent with.",
+			   &settings_publish_delay, 1000, 0, INT_MAX / 2, PGC_SUSET,
+			   GUC_UNIT_MS);
+	define_bool("absmartly.publishing",
+				"Sends events to the collector; off: they are kept.",
+				&settings_publishing, true, PGC_SUSET);
+	define_int("absmartly.batch_size",
+			   "Number of contexts in a request to the collector.",
+			   &settings_batch_size, 500, 1, 500, PGC_SUSET, 0);
+	define_int("absmartly.batch_bytes",
+			   "Size of a request to the collector that no other context is "
+			   "added to.",
+			   &settings_batch_bytes, 4096, 1, 65536, PGC_SUSET, GUC_UNIT_KB);
+	define_int("absmartly.max_connections",
+			   "Number of requests to the collector at the same time.",
+			   &settings_max_connections, 4, 1, 64, PGC_SUSET, 0);
+	define_enum("absmartly.durability",
+				"Which events go through the outbox: all of the transaction, "
+				"goals, or none (memory).",
+				&settings_durability, DURABILITY_TRANSACTION,
+				durability_options);
+	define_bool("absmartly.async_commit",
+				"Lets transactions that write nothing but exposures commit "
+				"asynchronously.",
+				&settings_async_commit, true, PGC_SUSET);
+	define_int("absmartly.exposure_dedup_interval",
+			   "Time in which an identical exposure is queued once; 0: each "
+			   "one is queued.",
+			   &settings_exposure_dedup_interval, 600000, 0, INT_MAX / 2,
+			   PGC_USERSET, GUC_UNIT_MS);
+	define_int("absmartly.outbox_max_size",
+			   "Size of the outbox beyond which exposures are dropped.",
+			   &settings_outbox_max_size, 1024, 1, INT_MAX / 1024, PGC_SUSET,
+			   GUC_UNIT_MB);
+	define_int("absmartly.max_event_size", "Largest size of an event.",
+			   &settings_max_event_size, 1024, 1, 16384, PGC_SUSET,
+			   GUC_UNIT_KB);
+	define_bool("absmartly.historic",
+				"Marks events as historic where a call does not say.",
+				&settings_historic, false, PGC_USERSET);
+	define_enum("absmartly.trigger_errors",
+				"What absmartly_track_trigger() does with an error: raise it, "
+				"or warn and let the row pass.",
+				&settings_trigger_errors, TRIGGER_ERRORS_ERROR,
+				trigger_errors_options);
+
+	/* what shared memory is reserved for can't change later */
+	if (process_shared_preload_libraries_in_progress)
+	{
+		define_int("absmartly.dedup_size",
+				   "Size of the table of recent exposures.",
+				   &settings_dedup_size, 8192, 64, 4194304, PGC_POSTMASTER,
+				   GUC_UNIT_KB);
+		define_int("absmartly.memory_queue_size",
+				   "Size of the queue for events that are not written to the "
+				   "outbox.",
+				   &settings_memory_queue_size, 16384, 64, 4194304,
+				   PGC_POSTMASTER, GUC_UNIT_KB);
+	}
 
 	MarkGUCPrefixReserved("absmartly");
 }

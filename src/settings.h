@@ -17,6 +17,19 @@ typedef enum OnNotReady
 	ON_NOT_READY_CONTROL
 } OnNotReady;
 
+typedef enum Durability
+{
+	DURABILITY_TRANSACTION, /* all events go through the outbox */
+	DURABILITY_GOALS, /* exposures go through memory */
+	DURABILITY_MEMORY /* all do */
+} Durability;
+
+typedef enum TriggerErrors
+{
+	TRIGGER_ERRORS_ERROR,
+	TRIGGER_ERRORS_WARNING
+} TriggerErrors;
+
 /* acting in the worker */
 extern char *settings_endpoint;
 extern char *settings_api_key_file;
@@ -27,6 +40,11 @@ extern int settings_refresh_interval; /* s */
 extern int settings_connect_timeout; /* ms */
 extern int settings_request_timeout; /* ms */
 extern int settings_max_retries;
+extern int settings_publish_delay; /* ms */
+extern bool settings_publishing;
+extern int settings_batch_size; /* contexts */
+extern int settings_batch_bytes; /* kB */
+extern int settings_max_connections;
 extern char *settings_ca_file;
 extern char *settings_proxy;
 extern char *settings_event_logger;
@@ -34,7 +52,18 @@ extern char *settings_event_logger;
 /* acting in the launcher */
 extern char *settings_databases;
 
+/* at server start */
+extern int settings_dedup_size; /* kB */
+extern int settings_memory_queue_size; /* kB */
+
 /* acting in backends */
+extern int settings_durability;
+extern bool settings_async_commit;
+extern int settings_exposure_dedup_interval; /* ms */
+extern int settings_outbox_max_size; /* MB */
+extern int settings_max_event_size; /* kB */
+extern bool settings_historic;
+extern int settings_trigger_errors;
 extern int settings_on_not_ready;
 extern bool settings_include_system_attributes;
 

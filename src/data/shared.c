@@ -18,6 +18,8 @@
 
 #include "compat.h"
 #include "data/shared.h"
+#include "events/dedup.h"
+#include "events/queue.h"
 
 /* the part of the area that needs no segment of its own */
 #define AREA_INITIAL_SIZE ((Size) 1024 * 1024)
@@ -72,6 +74,8 @@ shared_request(void)
 	RequestAddinShmemSpace(add_size(
 		add_size(MAXALIGN(sizeof(SharedHeader)), MAXALIGN(slots_size())),
 		AREA_INITIAL_SIZE));
+	RequestAddinShmemSpace(MAXALIGN(queue_size()));
+	RequestAddinShmemSpace(MAXALIGN(dedup_size()));
 	RequestNamedLWLockTranche("absmartly_directory", 1);
 }
 
@@ -83,6 +87,7 @@ static void
 shared_startup(void)
 {
 	bool found;
+	void *place;
 
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
@@ -102,8 +107,24 @@ shared_startup(void)
 		pg_atomic_init_u32(&shared->directory_changes, 0);
 		for (int i = 0; i < SHARED_MAX_DATABASES; i++)
 		{
-			LWLockInitialize(&shared->databases[i].lock, shared->state_tranche);
-			ConditionVariableInit(&shared->databases[i].changed);
+			DatabaseState *state = &shared->databases[i];
+
+			LWLockInitialize(&state->lock, shared->state_tranche);
+			ConditionVariableInit(&state->changed);
+			pg_atomic_init_u32(&state->target_serial, 1);
+			pg_atomic_init_u32(&state->outbox_active, 0);
+			for (int j = 0; j < 3; j++)
+				pg_atomic_init_u32(&state->outbox_blocks[j], 0);
+			for (int j = 0; j < 2; j++)
+				pg_atomic_init_u32(&state->outbox_settled[j], 0);
+			pg_atomic_init_u32(&state->outbox_rescan, 0);
+			pg_atomic_init_u64(&state->pending, 0);
+			pg_atomic_init_u32(&state->wake_at, 0);
+			for (int j = 0; j < COUNTER_COUNT; j++)
+				pg_atomic_init_u64(&state->counters[j], 0);
+			state->queue_first = -1;
+			state->queue_last = -1;
+			state->queue_taken = -1;
 		}
 
 		shared->slots =
@@ -123,6 +144,11 @@ shared_startup(void)
 		dsa_detach(area);
 		area = NULL;
 	}
+
+	place = ShmemInitStruct("absmartly queue", queue_size(), &found);
+	queue_init(place, found);
+	place = ShmemInitStruct("absmartly dedup", dedup_size(), &found);
+	dedup_init(place, found);
 
 	LWLockRelease(AddinShmemInitLock);
 
@@ -189,6 +215,27 @@ state_reset(DatabaseState *state, Oid database)
 	state->refresh_succeeded = 0;
 	state->refresh_error[0] = '\0';
 	memset(&state->fetch, 0, sizeof(state->fetch));
+	pg_atomic_fetch_add_u32(&state->target_serial, 1);
+	pg_atomic_write_u32(&state->outbox_active, 0);
+	for (int i = 0; i < 3; i++)
+		pg_atomic_write_u32(&state->outbox_blocks[i], 0);
+	for (int i = 0; i < 2; i++)
+		pg_atomic_write_u32(&state->outbox_settled[i], 0);
+	pg_atomic_write_u32(&state->outbox_rescan, 0);
+	pg_atomic_write_u64(&state->pending, 0);
+	pg_atomic_write_u32(&state->wake_at, 0);
+	for (int i = 0; i < COUNTER_COUNT; i++)
+		pg_atomic_write_u64(&state->counters[i], 0);
+	memset(state->endpoints, 0, sizeof(state->endpoints));
+	state->foreign_records = 0;
+	state->dead_events = 0;
+	state->publish_requested = 0;
+	state->publish_finished = 0;
+	state->publish_succeeded = 0;
+	state->publish_delivered = 0;
+	state->publish_error[0] = '\0';
+	memset(&state->publish, 0, sizeof(state->publish));
+	queue_clear(state);
 	LWLockRelease(&state->lock);
 }
 
@@ -266,6 +313,7 @@ shared_forget_database(Oid database)
 			state->worker_pid == 0 && !shared_database_held(state))
 		{
 			state->target_known = false;
+			queue_clear(state);
 			state->database = InvalidOid;
 			pg_atomic_fetch_add_u32(&shared->directory_changes, 1);
 		}
@@ -367,6 +415,43 @@ shared_wake_worker(DatabaseState *state)
 
 	if (proc != NULL)
 		SetLatch(&proc->procLatch);
+}
+
+void
+shared_events_committed(DatabaseState *state, uint64 contexts)
+{
+	uint64 pending =
+		pg_atomic_fetch_add_u64(&state->pending, contexts) + contexts;
+	uint32 wake_at = pg_atomic_read_u32(&state->wake_at);
+
+	/* who sets it to 0 wakes the worker, so that it is woken once */
+	if (wake_at != 0 && pending >= wake_at &&
+		pg_atomic_compare_exchange_u32(&state->wake_at, &wake_at, 0))
+		shared_wake_worker(state);
+}
+
+uint64
+shared_events_take(DatabaseState *state)
+{
+	pg_atomic_write_u32(&state->wake_at, 0);
+	return pg_atomic_exchange_u64(&state->pending, 0);
+}
+
+bool
+shared_events_sleep(DatabaseState *state, uint32 wake_at)
+{
+	/* a full barrier: what is committed later will see it */
+	(void) pg_atomic_exchange_u32(&state->wake_at, wake_at);
+	return wake_at == 0 || pg_atomic_read_u64(&state->pending) < wake_at;
+}
+
+void
+shared_count(EventCounter counter, uint64 number)
+{
+	DatabaseState *state = shared_my_database();
+
+	if (state != NULL && number > 0)
+		pg_atomic_fetch_add_u64(&state->counters[counter], number);
 }
 
 void

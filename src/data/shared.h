@@ -49,6 +49,7 @@ typedef enum WorkerState
 	WORKER_FETCHING,
 	WORKER_RETRYING, /* between attempts of a round */
 	WORKER_BACKING_OFF, /* between rounds that failed */
+	WORKER_PUBLISHING, /* sends events */
 	WORKER_LOGGING /* runs the event logger */
 } WorkerState;
 
@@ -66,6 +67,40 @@ typedef struct FetchStats
 	char last_error[SHARED_MAX_ERROR];
 	TimestampTz reset_at;
 } FetchStats;
+
+/* Counters of the delivery; written by the worker, under the state's lock. */
+typedef struct PublishStats
+{
+	int64 requests;
+	int64 failures; /* requests that failed */
+	int64 retries;
+	int64 bytes_sent;
+	double latency_total_ms;
+	double latency_last_ms;
+	int64 exposures_sent;
+	int64 goals_sent;
+	int64 exposures_rejected; /* refused by the collector for good */
+	int64 goals_rejected;
+	int64 warnings; /* in answers that took the events in */
+	TimestampTz last_success_at; /* 0: none */
+	TimestampTz last_error_at;
+	char last_error[SHARED_MAX_ERROR];
+	char last_warning[SHARED_MAX_ERROR];
+} PublishStats;
+
+/* What backends count at the ends of their transactions. */
+typedef enum EventCounter
+{
+	COUNTER_EXPOSURES_QUEUED,
+	COUNTER_GOALS_QUEUED,
+	COUNTER_EXPOSURES_DEDUPLICATED,
+	COUNTER_EXPOSURES_DROPPED, /* no room for them */
+	COUNTER_GOALS_DROPPED,
+	COUNTER_COUNT
+} EventCounter;
+
+/* endpoints that were in force since the server's start */
+#define SHARED_MAX_ENDPOINTS 8
 
 typedef struct DatabaseState
 {
@@ -109,6 +144,40 @@ typedef struct DatabaseState
 	ConditionVariable changed; /* broadcast when any of this changes */
 
 	FetchStats fetch;
+
+	/*
+	 * Events.  What is atomic is read and written without the lock.
+	 */
+	pg_atomic_uint32 target_serial; /* grows with each change of the target */
+	pg_atomic_uint32 outbox_active; /* the heap that writers use: 0 or 1 */
+	pg_atomic_uint32 outbox_blocks[3]; /* sizes of the heaps, as last seen */
+	pg_atomic_uint32 outbox_settled[2]; /* pages below are not looked at
+										 * again once they are empty */
+	pg_atomic_uint32 outbox_rescan; /* something came to such a page: bits of
+									 * the heaps, the third one included */
+	pg_atomic_uint64 pending; /* contexts committed since the worker looked */
+	pg_atomic_uint32 wake_at; /* wake the worker at so many; 0: don't */
+	pg_atomic_uint64 counters[COUNTER_COUNT];
+	uint64 endpoints[SHARED_MAX_ENDPOINTS]; /* hashes; 0: unused */
+	int64 foreign_records; /* parked, as the worker last counted */
+	int64 dead_events;
+
+	/* publishing on request, as above for fetches */
+	uint64 publish_requested;
+	uint64 publish_finished;
+	uint64 publish_succeeded;
+	int64 publish_delivered; /* events, in the last one that went well */
+	char publish_error[SHARED_MAX_ERROR];
+	int publish_error_code; /* its SQLSTATE */
+
+	PublishStats publish;
+
+	/* the memory queue (events/queue.c), under the queue's own lock */
+	int32 queue_first; /* entry that waits; -1: none */
+	int32 queue_last;
+	int32 queue_taken; /* list of those that the worker has taken */
+	int64 queue_entries;
+	int64 queue_bytes;
 } DatabaseState;
 
 /* What a backend lets its parallel workers know. */
@@ -165,6 +234,23 @@ extern void shared_wake_launcher(void);
 
 /* Wakes the worker of a database, if there is one.  Never fails. */
 extern void shared_wake_worker(DatabaseState *state);
+
+/*
+ * Tells the worker that so many contexts were committed, and wakes it if it
+ * wants that.  For use at commit: never fails.
+ */
+extern void shared_events_committed(DatabaseState *state, uint64 contexts);
+
+/*
+ * The worker's side: takes what was told so far, and forgets it; says at how
+ * many it wants to be woken (0: not at all).  False if there are as many
+ * already: don't sleep then.
+ */
+extern uint64 shared_events_take(DatabaseState *state);
+extern bool shared_events_sleep(DatabaseState *state, uint32 wake_at);
+
+/* Adds to a counter of this database, if there is shared memory. */
+extern void shared_count(EventCounter counter, uint64 number);
 
 /*
  * Asks the launcher to look whether a database has the extension now.  For use

@@ -751,6 +751,7 @@ version_set_target(DatabaseState *state, const DataTarget *target)
 	state->target = *target;
 	state->target_known = true;
 	state->suspended = false;
+	pg_atomic_fetch_add_u32(&state->target_serial, 1);
 	LWLockRelease(&state->lock);
 	version_reap(state);
 	ConditionVariableBroadcast(&state->changed);

@@ -1,0 +1,77 @@
+/*
+ * record.h
+ *		Records: what waits in the outbox and in the memory queue.
+ *
+ * A record is a payload (encoding.h) with what it is sent under.  A large one
+ * is spread over several tuples of the outbox, its chunks.
+ */
+#ifndef ABSMARTLY_EVENTS_RECORD_H
+#define ABSMARTLY_EVENTS_RECORD_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "storage/itemptr.h"
+
+#include "data/shared.h"
+
+/*
+ * What an event's request says about where it comes from, and which collector
+ * it is for.  What is not known when it is recorded (no worker has confirmed
+ * the settings yet) is the worker's to fill in.
+ */
+typedef struct EventOrigin
+{
+	bool known;
+	uint64 endpoint; /* record_endpoint_hash(); 0: not known */
+	char application[SHARED_MAX_NAME];
+	char application_version[SHARED_MAX_NAME];
+	char environment[SHARED_MAX_NAME];
+} EventOrigin;
+
+/* A finished payload on its way to the outbox or the memory queue. */
+typedef struct EventPayload
+{
+	const char *data;
+	uint32 length;
+	uint32 contexts;
+	uint32 exposures;
+	uint32 goals;
+} EventPayload;
+
+/* where a record came from */
+#define RECORD_HEAP_A 0
+#define RECORD_HEAP_B 1
+#define RECORD_PARKED 2
+#define RECORD_MEMORY 3
+
+/*
+ * A record that the worker has read.  One allocation in the memory context of
+ * the reader's caller: pfree() frees it.
+ */
+typedef struct EventRecord
+{
+	int place; /* RECORD_... */
+	int64 id;
+	TimestampTz created;
+	const EventOrigin *origin; /* lives as long as the process */
+	EventPayload payload;
+	int32 entry; /* RECORD_MEMORY: the queue's entry */
+	int ntids; /* else: its tuples */
+	ItemPointerData *tids;
+} EventRecord;
+
+/* The stamp of an endpoint; never 0.  A "/" at its end makes no difference. */
+extern uint64 record_endpoint_hash(const char *endpoint);
+
+/*
+ * The origin of events of this database at this moment: from shared memory, or
+ * without the library preloaded from the data's target, or else from the
+ * configuration.  Cached; raises nothing where there is shared memory.
+ */
+extern const EventOrigin *record_current_origin(void);
+
+/* The process's one copy of an origin. */
+extern const EventOrigin *record_intern_origin(const EventOrigin *origin);
+
+#endif /* ABSMARTLY_EVENTS_RECORD_H */
