@@ -9,6 +9,7 @@
 
 #include "data/shared.h"
 #include "data/version.h"
+#include "events/buffer.h"
 #include "settings.h"
 #include "worker/ddl.h"
 #include "worker/launcher.h"
@@ -27,6 +28,7 @@ _PG_init(void)
 {
 	settings_define();
 	version_install();
+	buffer_install();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -1,0 +1,55 @@
+/*
+ * buffer.h
+ *		The transaction's events, until it ends (DESIGN 6.1).
+ *
+ * A rollback to a savepoint drops exactly what came after it.  Past a few MB
+ * events spill to a temporary file, so that memory stays bounded for a
+ * transaction of any size.  At PRE_COMMIT and PRE_PREPARE they go to the
+ * outbox, or at commit to the memory queue.
+ */
+#ifndef ABSMARTLY_EVENTS_BUFFER_H
+#define ABSMARTLY_EVENTS_BUFFER_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+
+#include "events/encoding.h"
+
+/* Registers the transaction callbacks; in _PG_init only. */
+extern void buffer_install(void);
+
+/*
+ * Records an event of the present subtransaction.  All that can fail does so
+ * here:
+ *	 55000 no extension, or no worker in a read-only transaction
+ *	 54000 the event exceeds absmartly.max_event_size, or a context's bounds
+ *	 25000 in a parallel worker
+ *
+ * An exposure is dropped and counted if the outbox is full.  buffer_exposure()
+ * neither consults nor marks what was exposed before: see buffer_exposed().
+ */
+extern void buffer_exposure(const EventContext *context,
+							const EventExposure *exposure);
+extern void buffer_goal(const EventContext *context, const EventGoal *goal);
+
+/*
+ * Whether an exposure of this key (never 0) was queued within
+ * absmartly.exposure_dedup_interval, by this transaction or by a committed one;
+ * counts it as deduplicated then.  buffer_mark_exposed() after
+ * buffer_exposure() marks it: in this transaction at once, for others at
+ * commit.
+ */
+extern bool buffer_exposed(uint64 key, TimestampTz now);
+extern void buffer_mark_exposed(uint64 key);
+
+/* Whether an event of that size may be recorded (absmartly.max_event_size). */
+extern bool buffer_event_fits(size_t size);
+
+/* Records how far a backfill has got, in this transaction. */
+extern void buffer_progress(const char *name, const char *position, int64 rows);
+
+/* A time, not before 1970 or far from now, in ms since the epoch. */
+extern int64 buffer_time_ms(TimestampTz time);
+
+#endif /* ABSMARTLY_EVENTS_BUFFER_H */

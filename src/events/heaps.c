@@ -1,0 +1,325 @@
+/*
+ * heaps.c
+ *		The outbox's three heaps.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/generic_xlog.h"
+#include "access/heapam.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/tupmacs.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "common/pg_prng.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+
+#include "compat.h"
+#include "events/heaps.h"
+#include "events/outbox.h"
+
+#define COLUMNS 15
+#define HEAP_ROW_SIZE (offsetof(HeapRow, goals) + sizeof(int32))
+
+static const char *const heap_names[HEAPS_COUNT] = {
+	"absmartly_outbox_a", "absmartly_outbox_b", "absmartly_outbox_parked"};
+
+/* the heaps' OIDs; the first InvalidOid: to be found */
+static Oid heaps[HEAPS_COUNT];
+
+/*
+ * Finding the heaps
+ */
+
+static void
+heaps_invalidate(Datum argument, Oid relation)
+{
+	for (int i = 0; i < HEAPS_COUNT; i++)
+		if (!OidIsValid(relation) || relation == heaps[i])
+			heaps[0] = InvalidOid;
+}
+
+static Oid
+extension_schema(Oid extension)
+{
+	Relation catalog = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple tuple;
+	Oid schema = InvalidOid;
+
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(extension));
+	scan =
+		systable_beginscan(catalog, ExtensionOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return schema;
+}
+
+bool
+heaps_find(void)
+{
+	static bool watching = false;
+	Oid extension;
+	Oid schema;
+	Oid found[HEAPS_COUNT];
+
+	if (likely(OidIsValid(heaps[0])))
+		return true;
+	if (!watching)
+	{
+		CacheRegisterRelcacheCallback(heaps_invalidate, (Datum) 0);
+		watching = true;
+	}
+	extension = get_extension_oid("absmartly", true);
+	if (!OidIsValid(extension))
+		return false;
+	schema = extension_schema(extension);
+	for (int i = 0; i < HEAPS_COUNT; i++)
+	{
+		found[i] = get_relname_relid(heap_names[i], schema);
+		if (!OidIsValid(found[i]) ||
+			getExtensionOfObject(RelationRelationId, found[i]) != extension)
+			return false;
+	}
+	memcpy(heaps, found, sizeof(heaps));
+	return true;
+}
+
+Relation
+heaps_open(int place, LOCKMODE mode, bool wait)
+{
+	Oid oid = heaps[place];
+	Relation relation;
+
+	if (wait)
+		LockRelationOid(oid, mode);
+	else if (!ConditionalLockRelationOid(oid, mode))
+		return NULL;
+	relation = try_relation_open(oid, NoLock);
+	if (relation == NULL)
+		UnlockRelationOid(oid, mode);
+	return relation;
+}
+
+/*
+ * Rows
+ */
+
+void
+heaps_row_texts(const HeapRow *row, EngineText texts[HEAP_TEXTS])
+{
+	const char *at = (const char *) row + HEAP_ROW_SIZE;
+
+	for (int i = 0; i < HEAP_TEXTS; i++)
+	{
+		at = (const char *) att_align_pointer(at, TYPALIGN_INT, -1, at);
+		texts[i].data = VARDATA_ANY(at);
+		texts[i].length = VARSIZE_ANY_EXHDR(at);
+		at += VARSIZE_ANY(at);
+	}
+}
+
+static bytea *
+make_varlena(const char *data, Size length)
+{
+	bytea *result = palloc(VARHDRSZ + length);
+
+	SET_VARSIZE(result, VARHDRSZ + length);
+	memcpy(VARDATA(result), data, length);
+	return result;
+}
+
+/* Bytes of payload that fit in a tuple beside the other texts. */
+static uint32
+payload_room(bytea *const texts[HEAP_PAYLOAD])
+{
+	Size size = MAXALIGN(SizeofHeapTupleHeader) + HEAP_ROW_SIZE;
+
+	for (int i = 0; i < HEAP_PAYLOAD; i++)
+		size += INTALIGN(VARSIZE(texts[i]));
+	return (uint32) (MaxHeapTupleSize - size - VARHDRSZ - MAXIMUM_ALIGNOF);
+}
+
+static void
+insert_row(Relation relation, const HeapRow *row,
+		   bytea *const texts[HEAP_PAYLOAD], const char *data, Size length)
+{
+	Datum values[COLUMNS];
+	bool nulls[COLUMNS] = {false};
+	bytea *payload = make_varlena(data, length);
+	HeapTuple tuple;
+	int column = 0;
+
+	values[column++] = Int32GetDatum(row->status);
+	values[column++] = ObjectIdGetDatum(row->database);
+	values[column++] = Int64GetDatum(row->endpoint);
+	values[column++] = TimestampTzGetDatum(row->created);
+	values[column++] = Int64GetDatum(row->record);
+	values[column++] = Int32GetDatum(row->chunk);
+	values[column++] = Int32GetDatum(row->chunks);
+	values[column++] = Int32GetDatum(row->contexts);
+	values[column++] = Int32GetDatum(row->exposures);
+	values[column++] = Int32GetDatum(row->goals);
+	for (int i = 0; i < HEAP_PAYLOAD; i++)
+		values[column++] = PointerGetDatum(texts[i]);
+	values[column++] = PointerGetDatum(payload);
+	Assert(column == COLUMNS);
+
+	tuple = heap_form_tuple(RelationGetDescr(relation), values, nulls);
+	heap_insert(relation, tuple, GetCurrentCommandId(true),
+				HEAP_INSERT_SKIP_FSM | HEAP_INSERT_NO_LOGICAL, NULL);
+	heap_freetuple(tuple);
+	pfree(payload);
+}
+
+void
+heaps_insert(Relation relation, const HeapRecord *record, HeapInserted inserted,
+			 void *argument)
+{
+	const EventPayload *payload = record->payload;
+	const EventOrigin *origin = record->origin;
+	bytea *texts[HEAP_PAYLOAD];
+	HeapRow row;
+	uint32 room;
+	uint32 at = 0;
+
+	texts[HEAP_APPLICATION] =
+		make_varlena(origin->application, strlen(origin->application));
+	texts[HEAP_APPLICATION_VERSION] = make_varlena(
+		origin->application_version, strlen(origin->application_version));
+	texts[HEAP_ENVIRONMENT] =
+		make_varlena(origin->environment, strlen(origin->environment));
+	texts[HEAP_NOTE] = make_varlena(
+		record->note,
+		pg_mbcliplen(record->note, (int) strlen(record->note), HEAP_MAX_NOTE));
+	room = payload_room(texts);
+
+	row.status = record->status;
+	row.database = record->database;
+	row.endpoint = record->endpoint;
+	row.created = record->created;
+	/* an id that no two records share, for all that is likely */
+	row.record = (int64) (pg_prng_uint64(&pg_global_prng_state) >> 1) | 1;
+	row.contexts = (int32) payload->contexts;
+	row.exposures = (int32) payload->exposures;
+	row.goals = (int32) payload->goals;
+	row.chunks = (int32) Max((payload->length + room - 1) / room, 1);
+	for (row.chunk = 0; row.chunk < row.chunks; row.chunk++)
+	{
+		uint32 length = Min(room, payload->length - at);
+
+		insert_row(relation, &row, texts, payload->data + at, length);
+		if (inserted)
+			inserted(argument, RelationGetTargetBlock(relation));
+		at += length;
+	}
+	for (int i = 0; i < HEAP_PAYLOAD; i++)
+		pfree(texts[i]);
+}
+
+/*
+ * Walking over the rows of a heap
+ */
+
+/* What a transaction's outcome makes of a row. */
+typedef enum RowFate
+{
+	ROW_THERE,
+	ROW_OPEN, /* its transaction is running, or prepared */
+	ROW_GONE
+} RowFate;
+
+static RowFate
+row_fate(Relation relation, Buffer buffer, BlockNumber page, ItemId item,
+		 OffsetNumber offset, HeapTupleData *tuple)
+{
+	TransactionId dead_after;
+
+	tuple->t_data = (HeapTupleHeader) PageGetItem(BufferGetPage(buffer), item);
+	tuple->t_len = ItemIdGetLength(item);
+	tuple->t_tableOid = RelationGetRelid(relation);
+	ItemPointerSet(&tuple->t_self, page, offset);
+	switch (HeapTupleSatisfiesVacuumHorizon(tuple, buffer, &dead_after))
+	{
+		case HEAPTUPLE_LIVE:
+			return ROW_THERE;
+		case HEAPTUPLE_INSERT_IN_PROGRESS:
+		case HEAPTUPLE_DELETE_IN_PROGRESS:
+			return ROW_OPEN;
+		default:
+			return ROW_GONE;
+	}
+}
+
+int
+heaps_walk_page(Relation relation, BlockNumber page_number,
+				const HeapWalk *walk)
+{
+	Buffer buffer = ReadBuffer(relation, page_number);
+	GenericXLogState *xlog = NULL;
+	Page page = BufferGetPage(buffer);
+	Page changed = NULL;
+	OffsetNumber most;
+	int open = 0;
+
+	LockBuffer(buffer,
+			   walk->change ? BUFFER_LOCK_EXCLUSIVE : BUFFER_LOCK_SHARE);
+	most = PageIsNew(page) ? 0 : PageGetMaxOffsetNumber(page);
+	for (OffsetNumber offset = FirstOffsetNumber; offset <= most; offset++)
+	{
+		ItemId item = PageGetItemId(page, offset);
+		HeapTupleData tuple;
+		RowFate fate;
+
+		if (!ItemIdIsNormal(item) ||
+			heap_row(page, item)->status == OUTBOX_DONE)
+			continue;
+		fate = row_fate(relation, buffer, page_number, item, offset, &tuple);
+		if (fate == ROW_OPEN)
+			open++;
+		if (fate != ROW_THERE ||
+			!walk->visit(walk->argument, heap_row(page, item), &tuple) ||
+			walk->change == NULL)
+			continue;
+		if (xlog == NULL)
+		{
+			xlog = GenericXLogStart(relation);
+			changed = GenericXLogRegisterBuffer(xlog, buffer, 0);
+		}
+		walk->change(walk->argument,
+					 heap_row(changed, PageGetItemId(changed, offset)));
+	}
+	if (xlog != NULL)
+		(void) GenericXLogFinish(xlog);
+	UnlockReleaseBuffer(buffer);
+	return open;
+}
+
+void
+heaps_walk(Relation relation, const HeapWalk *walk)
+{
+	BlockNumber pages = RelationGetNumberOfBlocks(relation);
+
+	for (BlockNumber page = 0; page < pages; page++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		(void) heaps_walk_page(relation, page, walk);
+	}
+}

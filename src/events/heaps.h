@@ -1,0 +1,121 @@
+/*
+ * heaps.h
+ *		The outbox's three heaps: where they are, how rows lie in them, and
+ *		walking over them.
+ *
+ * Rows are written through the heap, not through SQL: nobody's privileges,
+ * row security or search path matter, and HEAP_INSERT_NO_LOGICAL keeps them
+ * from subscribers.  For the catalogs the heaps are materialized views; why
+ * stands in the install script.
+ */
+#ifndef ABSMARTLY_EVENTS_HEAPS_H
+#define ABSMARTLY_EVENTS_HEAPS_H
+
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "storage/bufpage.h"
+#include "utils/rel.h"
+
+#include "engine/engine.h"
+#include "events/record.h"
+
+#define HEAPS_COUNT 3 /* RECORD_HEAP_A, RECORD_HEAP_B, RECORD_PARKED */
+
+/* The fixed part of a row: nothing is null, so it lies there as it is. */
+typedef struct HeapRow
+{
+	int32 status; /* OutboxStatus */
+	Oid database;
+	int64 endpoint;
+	TimestampTz created;
+	int64 record;
+	int32 chunk;
+	int32 chunks;
+	int32 contexts;
+	int32 exposures;
+	int32 goals;
+} HeapRow;
+
+/*
+ * What follows it: the origin in UTF-8, a note in the database's encoding, the
+ * payload.
+ */
+typedef enum HeapText
+{
+	HEAP_APPLICATION,
+	HEAP_APPLICATION_VERSION,
+	HEAP_ENVIRONMENT,
+	HEAP_NOTE,
+	HEAP_PAYLOAD,
+	HEAP_TEXTS
+} HeapText;
+
+/* A record to be inserted; its counts are those of the payload. */
+typedef struct HeapRecord
+{
+	int status;
+	Oid database;
+	int64 endpoint;
+	TimestampTz created;
+	const EventOrigin *origin;
+	const char *note; /* at most HEAP_MAX_NOTE bytes count */
+	const EventPayload *payload;
+} HeapRecord;
+
+#define HEAP_MAX_NOTE 512
+
+/*
+ * Finds the heaps by their names in the extension's schema; they must belong to
+ * it.  Cached.  False if there are none.
+ */
+extern bool heaps_find(void);
+
+/*
+ * Opens a heap, after heaps_find().  The lock is waited for only if wait says
+ * so.  NULL if it can't be locked now, or is gone.
+ */
+extern Relation heaps_open(int place, LOCKMODE mode, bool wait);
+
+/*
+ * Inserts a record at the end of a heap, in as many tuples as it needs.
+ * inserted, if not NULL, is called with the page of each.
+ */
+typedef void (*HeapInserted)(void *argument, BlockNumber page);
+extern void heaps_insert(Relation relation, const HeapRecord *record,
+						 HeapInserted inserted, void *argument);
+
+static inline HeapRow *
+heap_row(Page page, ItemId item)
+{
+	HeapTupleHeader header = (HeapTupleHeader) PageGetItem(page, item);
+
+	return (HeapRow *) ((char *) header + header->t_hoff);
+}
+
+/* The texts of a row, in place. */
+extern void heaps_row_texts(const HeapRow *row, EngineText texts[HEAP_TEXTS]);
+
+/*
+ * Walking: visit is called for each row that is committed at this moment and
+ * not done.  If it gives true, the row is changed as change says, in place,
+ * through generic WAL.  The page is locked meanwhile, shared if change is NULL,
+ * and interrupts are held back.
+ */
+typedef bool (*HeapVisit)(void *argument, const HeapRow *row,
+						  const HeapTupleData *tuple);
+typedef void (*HeapChange)(void *argument, HeapRow *row);
+
+typedef struct HeapWalk
+{
+	HeapVisit visit;
+	HeapChange change;
+	void *argument;
+} HeapWalk;
+
+/* Gives the number of rows whose transaction is running, or prepared. */
+extern int heaps_walk_page(Relation relation, BlockNumber page,
+						   const HeapWalk *walk);
+extern void heaps_walk(Relation relation, const HeapWalk *walk);
+
+#endif /* ABSMARTLY_EVENTS_HEAPS_H */

@@ -1,0 +1,425 @@
+/*
+ * outbox.c
+ *		The outbox: what transactions and SQL do with it.
+ *
+ * Writers append to the end of the active heap.  That lets the worker remember
+ * which pages it has done with: it publishes up to which page it does so (the
+ * settled pages) before it looks at them, and a writer that finds that its
+ * row came to such a page, because others have extended the heap meanwhile,
+ * says so.
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/relation.h"
+#include "access/tableam.h"
+#include "commands/dbcommands.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "events/encoding.h"
+#include "events/heaps.h"
+#include "events/outbox.h"
+
+struct OutboxWriter
+{
+	Relation relation;
+	int place;
+	DatabaseState *state;
+	const EventOrigin *origin;
+	TimestampTz created;
+	bool settled_hit; /* a row came to a settled page */
+};
+
+static OutboxWriter writer;
+
+/*
+ * Writers
+ */
+
+void
+outbox_require(void)
+{
+	if (likely(heaps_find()))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the extension absmartly has no outbox in database \"%s\"",
+					get_database_name(MyDatabaseId)),
+			 errhint("Run CREATE EXTENSION absmartly.")));
+}
+
+uint64
+outbox_size(void)
+{
+	DatabaseState *state = shared_my_database();
+	uint64 blocks = 0;
+
+	if (state != NULL)
+	{
+		for (int i = 0; i < HEAPS_COUNT; i++)
+			blocks += pg_atomic_read_u32(&state->outbox_blocks[i]);
+	}
+	else
+	{
+		Relation relation = heaps_open(RECORD_HEAP_A, AccessShareLock, true);
+
+		if (relation != NULL)
+		{
+			blocks = RelationGetNumberOfBlocks(relation);
+			relation_close(relation, AccessShareLock);
+		}
+	}
+	return blocks * BLCKSZ;
+}
+
+/*
+ * Rows are to be appended to the last page, which need not be the one where
+ * this process was the last time.
+ */
+static void
+append_at_end(OutboxWriter *to)
+{
+	BlockNumber target = RelationGetTargetBlock(to->relation);
+
+	if (to->state == NULL ||
+		target + 1 != pg_atomic_read_u32(&to->state->outbox_blocks[to->place]))
+		RelationSetTargetBlock(to->relation, InvalidBlockNumber);
+}
+
+OutboxWriter *
+outbox_write_begin(void)
+{
+	DatabaseState *state = shared_my_database();
+	int active = 0;
+
+	if (!heaps_find())
+		return NULL;
+	memset(&writer, 0, sizeof(writer));
+	if (state != NULL)
+		active = (int) pg_atomic_read_u32(&state->outbox_active);
+	writer.state = state;
+	writer.place = active;
+	writer.relation = heaps_open(active, RowExclusiveLock, false);
+	if (writer.relation == NULL && state != NULL && heaps_find())
+	{
+		/* it has just been left, and is being truncated */
+		writer.place = 1 - active;
+		writer.relation = heaps_open(1 - active, RowExclusiveLock, false);
+	}
+	if (writer.relation == NULL && heaps_find())
+	{
+		writer.place = active;
+		writer.relation = heaps_open(active, RowExclusiveLock, true);
+	}
+	if (writer.relation == NULL)
+		return NULL;
+	writer.origin = record_current_origin();
+	writer.created = GetCurrentTimestamp();
+	append_at_end(&writer);
+	return &writer;
+}
+
+/* A row came to a page: is that one that the worker has done with? */
+static void
+note_page(void *argument, BlockNumber page)
+{
+	OutboxWriter *to = argument;
+
+	if (to->state == NULL)
+		return;
+	pg_memory_barrier();
+	if (page < pg_atomic_read_u32(&to->state->outbox_settled[to->place]))
+		to->settled_hit = true;
+	pg_atomic_write_u32(&to->state->outbox_blocks[to->place], page + 1);
+}
+
+static void
+write_as(OutboxWriter *to, const EventOrigin *origin, TimestampTz created,
+		 const EventPayload *payload)
+{
+	HeapRecord record = {.status = OUTBOX_WAITING,
+						 .database = MyDatabaseId,
+						 .endpoint = (int64) origin->endpoint,
+						 .created = created,
+						 .origin = origin,
+						 .note = "",
+						 .payload = payload};
+
+	heaps_insert(to->relation, &record, note_page, to);
+}
+
+void
+outbox_write(OutboxWriter *to, const EventPayload *payload)
+{
+	write_as(to, to->origin, to->created, payload);
+}
+
+void
+outbox_write_record(OutboxWriter *to, const EventRecord *record)
+{
+	write_as(to, record->origin, record->created, &record->payload);
+}
+
+void
+outbox_write_progress(OutboxWriter *to, const char *name, const char *position,
+					  int64 rows)
+{
+	Relation relation = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
+	EventPayload payload = {position, (uint32) strlen(position), 0, 0, 0};
+	HeapRecord record = {.status = OUTBOX_PROGRESS,
+						 .database = MyDatabaseId,
+						 .endpoint = rows,
+						 .created = to->created,
+						 .origin = to->origin,
+						 .note = name,
+						 .payload = &payload};
+
+	if (relation == NULL)
+		return;
+	heaps_insert(relation, &record, NULL, NULL);
+	relation_close(relation, NoLock);
+}
+
+void
+outbox_write_end(OutboxWriter *to)
+{
+	if (to->settled_hit)
+		pg_atomic_fetch_or_u32(&to->state->outbox_rescan,
+							   (uint32) 1 << to->place);
+	/* the lock stays until the transaction's end */
+	relation_close(to->relation, NoLock);
+	to->relation = NULL;
+}
+
+/*
+ * Parked records, on behalf of SQL
+ */
+
+typedef struct ParkedWork
+{
+	int64 id; /* 0: all */
+	int64 endpoint; /* to give them */
+	int64 events;
+} ParkedWork;
+
+static bool
+is_parked(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	ParkedWork *work = argument;
+
+	return (row->status == OUTBOX_FOREIGN || row->status == OUTBOX_DEAD ||
+			row->status == OUTBOX_UNREADABLE) &&
+		   (work->id == 0 || work->id == row->record);
+}
+
+/* Later chunks can't be told apart: they follow their first one's version. */
+static bool
+is_requeueable(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	EngineText texts[HEAP_TEXTS];
+
+	if (!is_parked(argument, row, tuple))
+		return false;
+	if (row->status != OUTBOX_UNREADABLE || row->chunk > 0)
+		return true;
+	heaps_row_texts(row, texts);
+	return encoding_version(texts[HEAP_PAYLOAD].data,
+							texts[HEAP_PAYLOAD].length) == ENCODING_VERSION;
+}
+
+static void
+count_events(ParkedWork *work, const HeapRow *row)
+{
+	if (row->chunk == 0)
+		work->events += row->exposures + row->goals;
+}
+
+static void
+requeue_row(void *argument, HeapRow *row)
+{
+	ParkedWork *work = argument;
+
+	row->status = OUTBOX_WAITING;
+	row->database = MyDatabaseId;
+	row->endpoint = work->endpoint;
+	count_events(work, row);
+}
+
+static void
+discard_row(void *argument, HeapRow *row)
+{
+	row->status = OUTBOX_DONE;
+	count_events(argument, row);
+}
+
+static int64
+change_parked(const HeapWalk *walk)
+{
+	DatabaseState *state = shared_my_database();
+	ParkedWork *work = walk->argument;
+	Relation parked;
+
+	outbox_require();
+	parked = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
+	if (parked == NULL)
+		return 0;
+	heaps_walk(parked, walk);
+	relation_close(parked, RowExclusiveLock);
+	if (state != NULL && work->events > 0)
+	{
+		pg_atomic_fetch_or_u32(&state->outbox_rescan, 1U << RECORD_PARKED);
+		shared_events_committed(state, (uint64) work->events);
+	}
+	return work->events;
+}
+
+int64
+outbox_requeue(int64 id)
+{
+	ParkedWork work = {id, (int64) record_current_origin()->endpoint, 0};
+	HeapWalk walk = {is_requeueable, requeue_row, &work};
+
+	return change_parked(&walk);
+}
+
+int64
+outbox_discard(int64 id)
+{
+	ParkedWork work = {id, 0, 0};
+	HeapWalk walk = {is_parked, discard_row, &work};
+
+	return change_parked(&walk);
+}
+
+/*
+ * Progress of backfills
+ */
+
+bool
+outbox_progress(const char *name, char **position, int64 *rows)
+{
+	Relation parked;
+	TableScanDesc scan;
+	HeapTuple tuple;
+	bool found = false;
+
+	outbox_require();
+	parked = heaps_open(RECORD_PARKED, AccessShareLock, true);
+	if (parked == NULL)
+		return false;
+	scan = table_beginscan(parked, GetActiveSnapshot(), 0, NULL);
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		const HeapRow *row = (const HeapRow *) GETSTRUCT(tuple);
+		EngineText texts[HEAP_TEXTS];
+
+		if (row->status != OUTBOX_PROGRESS || (found && row->endpoint <= *rows))
+			continue;
+		heaps_row_texts(row, texts);
+		if (texts[HEAP_NOTE].length != strlen(name) ||
+			memcmp(texts[HEAP_NOTE].data, name, strlen(name)) != 0)
+			continue;
+		found = true;
+		*rows = row->endpoint;
+		*position =
+			pnstrdup(texts[HEAP_PAYLOAD].data, texts[HEAP_PAYLOAD].length);
+	}
+	table_endscan(scan);
+	relation_close(parked, AccessShareLock);
+	return found;
+}
+
+typedef struct ProgressWork
+{
+	const char *name;
+	int64 below;
+} ProgressWork;
+
+static bool
+is_old_progress(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	const ProgressWork *work = argument;
+	EngineText texts[HEAP_TEXTS];
+
+	if (row->status != OUTBOX_PROGRESS || row->endpoint >= work->below)
+		return false;
+	heaps_row_texts(row, texts);
+	return texts[HEAP_NOTE].length == strlen(work->name) &&
+		   memcmp(texts[HEAP_NOTE].data, work->name, strlen(work->name)) == 0;
+}
+
+static void
+set_done(void *argument, HeapRow *row)
+{
+	row->status = OUTBOX_DONE;
+}
+
+void
+outbox_progress_clear(const char *name, int64 below)
+{
+	ProgressWork work = {name, below};
+	HeapWalk walk = {is_old_progress, set_done, &work};
+	Relation parked;
+
+	outbox_require();
+	parked = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
+	if (parked == NULL)
+		return;
+	heaps_walk(parked, &walk);
+	relation_close(parked, RowExclusiveLock);
+}
+
+/*
+ * Monitoring
+ */
+
+static bool
+summarize(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	OutboxSummary *summary = argument;
+
+	if (row->chunk > 0)
+		return false;
+	switch (row->status)
+	{
+		case OUTBOX_WAITING:
+			summary->records++;
+			summary->events += row->exposures + row->goals;
+			if (summary->oldest == 0 || row->created < summary->oldest)
+				summary->oldest = row->created;
+			break;
+		case OUTBOX_FOREIGN:
+			summary->foreign_records++;
+			break;
+		case OUTBOX_DEAD:
+			summary->dead_events += row->exposures + row->goals;
+			break;
+		default:
+			break;
+	}
+	return false;
+}
+
+void
+outbox_summary(OutboxSummary *summary)
+{
+	HeapWalk walk = {summarize, NULL, summary};
+
+	memset(summary, 0, sizeof(*summary));
+	if (!heaps_find())
+		return;
+	for (int place = 0; place < HEAPS_COUNT; place++)
+	{
+		Relation relation = heaps_open(place, AccessShareLock, true);
+
+		if (relation == NULL)
+			continue;
+		heaps_walk(relation, &walk);
+		summary->bytes += (int64) RelationGetNumberOfBlocks(relation) * BLCKSZ;
+		relation_close(relation, AccessShareLock);
+	}
+}

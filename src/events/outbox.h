@@ -1,0 +1,148 @@
+/*
+ * outbox.h
+ *		The outbox: events that are committed and not delivered yet
+ *		(DESIGN 6.1).
+ *
+ * Three heaps without indexes.  Writers append to one of the first two, the
+ * active one; the worker empties the other one and truncates it.  What must
+ * stay (dead letters, foreign records, what can't be read) is parked in the
+ * third.  A delivered record is marked so in place, through generic WAL: that
+ * takes no transaction id, makes no dead tuples, is independent of snapshots,
+ * and logical decoding sees nothing of it.
+ */
+#ifndef ABSMARTLY_EVENTS_OUTBOX_H
+#define ABSMARTLY_EVENTS_OUTBOX_H
+
+#include "postgres.h"
+
+#include "events/record.h"
+
+/* Column status; its values are part of the interface of the views. */
+typedef enum OutboxStatus
+{
+	OUTBOX_WAITING = 0,
+	OUTBOX_DONE = 1, /* delivered, or moved to the third heap */
+	/* in the third heap only: */
+	OUTBOX_FOREIGN = 2, /* of another database or endpoint */
+	OUTBOX_DEAD = 3, /* refused by the collector for good */
+	OUTBOX_UNREADABLE = 4, /* of a version that this library does not know */
+	OUTBOX_PROGRESS = 5 /* how far a backfill has got */
+} OutboxStatus;
+
+/*
+ * Writers
+ */
+
+/*
+ * Finds the outbox of this database, at the moment when an event is recorded:
+ * raises 55000 if the extension is not there.  Cached.
+ */
+extern void outbox_require(void);
+
+/* Bytes of the outbox's files, as far as is known without looking long. */
+extern uint64 outbox_size(void);
+
+/*
+ * Writing at the end of a transaction: PRE_COMMIT or PRE_PREPARE.  begin gives
+ * false if the outbox is gone, which this transaction itself has dropped.
+ */
+typedef struct OutboxWriter OutboxWriter;
+extern OutboxWriter *outbox_write_begin(void);
+extern void outbox_write(OutboxWriter *writer, const EventPayload *payload);
+extern void outbox_write_record(OutboxWriter *writer,
+								const EventRecord *record);
+extern void outbox_write_progress(OutboxWriter *writer, const char *name,
+								  const char *position, int64 rows);
+extern void outbox_write_end(OutboxWriter *writer);
+
+/*
+ * The worker's side.  Everything here is called outside of transactions, but
+ * between outbox_read_begin() and outbox_read_end(), which are one.
+ */
+
+/*
+ * Takes note of the endpoint that is in force: what is recorded for it is this
+ * server's own, also when there is another one later.
+ */
+extern void outbox_note_endpoint(DatabaseState *state);
+
+/*
+ * Starts afresh, at the worker's start and when the endpoint has changed:
+ * nothing is in flight, all is to be read.  Records for the endpoints that
+ * were in force since the server's start are this worker's own.
+ */
+extern void outbox_worker_start(DatabaseState *state);
+
+/*
+ * Reading goes in passes.  A pass sees everything that was committed before
+ * outbox_pass_begin(), except what is in flight: read and neither acknowledged
+ * nor released.  outbox_read() gives NULL at the pass's end and sets *end, or
+ * when it has looked at many pages for nothing and wants a pause.  Foreign and
+ * unreadable records are parked on the way and not given.  Goals whose commit
+ * is not on disk yet are given: call outbox_flush() before sending.
+ * outbox_read_begin() gives false when the outbox can't be read now (DROP
+ * EXTENSION is at work): try again later.
+ */
+extern void outbox_pass_begin(void);
+extern bool outbox_read_begin(void);
+extern EventRecord *outbox_read(bool *end);
+extern void outbox_read_end(void);
+
+/* Makes sure that what was read is committed for good. */
+extern void outbox_flush(void);
+
+/* Forgets that records are in flight: they are read again. */
+extern void outbox_release(EventRecord *record);
+
+/*
+ * Marks records as delivered.  They are in flight no more; the caller frees
+ * them.  flush: with the mark on disk at the end, so that a crash repeats
+ * nothing.
+ */
+extern void outbox_acknowledge(EventRecord **records, int count, bool flush);
+
+/*
+ * Keeps events in the third heap, for good.  note is in the database's
+ * encoding, for OUTBOX_DEAD the collector's words; it is cut if it is long.
+ */
+extern void outbox_park(const EventOrigin *origin, TimestampTz created,
+						const EventPayload *payload, OutboxStatus status,
+						const char *note);
+
+/*
+ * Changes heaps and truncates what is empty, where that is worth while.
+ * idle: nothing waits.  Gives the milliseconds after which it should be called
+ * again; -1: when something has happened.
+ */
+extern long outbox_maintain(DatabaseState *state, bool idle);
+
+/*
+ * SQL's side: in-place changes of parked records, by id (0: all of them).
+ * They take effect at once and are not undone by a rollback.  Give the number
+ * of events.
+ */
+extern int64 outbox_requeue(int64 id);
+extern int64 outbox_discard(int64 id);
+
+/*
+ * How far a backfill has got, as the active snapshot sees it: false if there
+ * is no such one.  position is palloc'd.
+ */
+extern bool outbox_progress(const char *name, char **position, int64 *rows);
+
+/* Forgets the progress of less rows than that, of committed transactions. */
+extern void outbox_progress_clear(const char *name, int64 below);
+
+/* What waits, for absmartly_stat: looks through the heaps. */
+typedef struct OutboxSummary
+{
+	int64 records;
+	int64 events;
+	int64 bytes; /* of the files */
+	TimestampTz oldest; /* 0: nothing waits */
+	int64 foreign_records;
+	int64 dead_events;
+} OutboxSummary;
+extern void outbox_summary(OutboxSummary *summary);
+
+#endif /* ABSMARTLY_EVENTS_OUTBOX_H */

@@ -1,0 +1,1014 @@
+/*
+ * reader.c
+ *		The outbox: what the worker does with it.
+ *
+ * Visibility is that of the rows' transactions at this moment, not that of a
+ * snapshot, and what has been delivered is marked in its row: so an old
+ * snapshot of somebody else's means nothing here.
+ *
+ * Pages whose rows are all delivered are remembered, and not looked at again.
+ * A heap that is empty and not written to any more is truncated under an
+ * AccessExclusive lock, which proves that no writer is at work in it, prepared
+ * transactions included; the lock is never waited for.
+ */
+#include "postgres.h"
+
+#include "access/generic_xlog.h"
+#include "access/heapam.h"
+#include "access/relation.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/storage.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "events/encoding.h"
+#include "events/heaps.h"
+#include "events/outbox.h"
+
+/* pages that outbox_read() looks at for nothing before it wants a pause */
+#define MAX_PAGES 512
+
+/* a heap is left for the other one when it has so many pages */
+#define ROTATE_PAGES 1024
+/* the same when nothing waits */
+#define ROTATE_IDLE_PAGES 64
+/* after a heap could not be locked */
+#define RETRY_MS 500L
+/* between two reports of the same */
+#define REPORT_MS 60000
+
+/* A record that is handed out, with what only this file knows of it. */
+typedef struct StoredRecord
+{
+	EventRecord record; /* first: what callers see */
+	Oid database;
+	int64 endpoint;
+	int chunks; /* how many there must be */
+} StoredRecord;
+
+/* the tuple by which a record in flight is known: its first one */
+typedef struct FlightKey
+{
+	int32 place;
+	BlockNumber block;
+	OffsetNumber offset;
+	uint16 unused;
+} FlightKey;
+
+/* What the worker knows of one of the first two heaps. */
+typedef struct HeapKnowledge
+{
+	Oid filenode; /* another one: nothing is known */
+	BlockNumber pages; /* when it was last looked at */
+	BlockNumber low; /* all pages before have been done with */
+	BlockNumber settled; /* pages before may be done with */
+	uint8 *done; /* a bit for each page */
+	BlockNumber done_size; /* pages that it has bits for */
+} HeapKnowledge;
+
+/* A pass of the worker's over the heaps. */
+typedef struct Pass
+{
+	int order[HEAPS_COUNT];
+	int heaps; /* to read */
+	int at; /* the one that is being read, of order */
+	bool entered; /* page and pages are valid */
+	BlockNumber page;
+	BlockNumber pages;
+} Pass;
+
+/* the worker's */
+static DatabaseState *worker_state = NULL;
+static MemoryContext records_context = NULL;
+static HTAB *in_flight = NULL;
+static HeapKnowledge knowledge[2];
+static Pass pass;
+static Relation reading[HEAPS_COUNT];
+static List *page_records = NIL; /* read, and not handed out yet */
+static List *incomplete = NIL; /* whose chunks are still to come */
+static List *to_park = NIL;
+static XLogRecPtr flush_up_to = InvalidXLogRecPtr;
+static uint32 parked_wanted; /* read the third heap in the next pass */
+static bool parked_changed = false;
+
+/*
+ * What the worker knows of the heaps
+ */
+
+static void
+know_nothing(HeapKnowledge *known)
+{
+	known->low = 0;
+	known->settled = 0;
+	if (known->done != NULL)
+		memset(known->done, 0, known->done_size / 8);
+}
+
+/* Takes note of a heap's size, and of whether it is still the same file. */
+static void
+know_heap(int place, Relation relation)
+{
+	HeapKnowledge *known = &knowledge[place];
+	BlockNumber pages = RelationGetNumberOfBlocks(relation);
+
+	if (known->filenode != relation->rd_rel->relfilenode ||
+		pages < known->pages ||
+		(pg_atomic_read_u32(&worker_state->outbox_rescan) & (1U << place)))
+	{
+		pg_atomic_fetch_and_u32(&worker_state->outbox_rescan, ~(1U << place));
+		known->filenode = relation->rd_rel->relfilenode;
+		know_nothing(known);
+	}
+	if (pages > known->done_size)
+	{
+		BlockNumber size = TYPEALIGN(8192, pages);
+
+		if (known->done == NULL)
+			known->done = MemoryContextAllocZero(records_context, size / 8);
+		else
+		{
+			known->done = repalloc(known->done, size / 8);
+			memset(known->done + known->done_size / 8, 0,
+				   (size - known->done_size) / 8);
+		}
+		known->done_size = size;
+	}
+	known->pages = pages;
+
+	/*
+	 * Writers append to the last page of the active heap.  Some may have seen
+	 * the heap when it was smaller, or active; they look at this when they
+	 * have written.
+	 */
+	known->settled = pages;
+	if (place == (int) pg_atomic_read_u32(&worker_state->outbox_active) &&
+		pages > 0)
+		known->settled--;
+	pg_atomic_write_u32(&worker_state->outbox_settled[place], known->settled);
+	pg_memory_barrier();
+	pg_atomic_write_u32(&worker_state->outbox_blocks[place], pages);
+}
+
+static bool
+page_is_done(const HeapKnowledge *known, BlockNumber page)
+{
+	return known->done[page / 8] & (1 << (page % 8));
+}
+
+static void
+page_done(HeapKnowledge *known, BlockNumber page)
+{
+	if (page >= known->settled)
+		return;
+	known->done[page / 8] |= 1 << (page % 8);
+	while (known->low < known->pages && page_is_done(known, known->low))
+		known->low++;
+}
+
+/* Whether nothing is left in a heap, as far as the worker has seen. */
+static bool
+heap_is_drained(const HeapKnowledge *known)
+{
+	return known->low >= known->pages;
+}
+
+/*
+ * Records in flight
+ */
+
+static void
+flight_key(FlightKey *key, int place, const ItemPointerData *tid)
+{
+	memset(key, 0, sizeof(*key));
+	key->place = place;
+	key->block = ItemPointerGetBlockNumber(tid);
+	key->offset = ItemPointerGetOffsetNumber(tid);
+}
+
+static bool
+is_in_flight(int place, const ItemPointerData *tid)
+{
+	FlightKey key;
+
+	flight_key(&key, place, tid);
+	return hash_search(in_flight, &key, HASH_FIND, NULL) != NULL;
+}
+
+static void
+set_in_flight(const EventRecord *record, bool value)
+{
+	FlightKey key;
+
+	flight_key(&key, record->place, &record->tids[0]);
+	(void) hash_search(in_flight, &key, value ? HASH_ENTER : HASH_REMOVE, NULL);
+}
+
+static bool
+is_my_endpoint(int64 endpoint)
+{
+	if (endpoint == 0)
+		return true;
+	for (int i = 0; i < SHARED_MAX_ENDPOINTS; i++)
+		if (worker_state->endpoints[i] == (uint64) endpoint)
+			return true;
+	return false;
+}
+
+static void
+forget_records(List **records)
+{
+	ListCell *cell;
+
+	foreach (cell, *records)
+	{
+		EventRecord *record = lfirst(cell);
+
+		set_in_flight(record, false);
+		pfree(record);
+	}
+	list_free(*records);
+	*records = NIL;
+}
+
+/* Records of endpoints that were in force before: are now for this one. */
+static bool
+has_old_endpoint(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	return row->status == OUTBOX_WAITING && row->database == MyDatabaseId &&
+		   row->endpoint != *(int64 *) argument &&
+		   is_my_endpoint(row->endpoint);
+}
+
+static void
+set_endpoint(void *argument, HeapRow *row)
+{
+	row->endpoint = *(int64 *) argument;
+}
+
+/*
+ * An endpoint was changed while this server was running: what waits is meant
+ * for the new one, also after the next restart.
+ */
+static void
+adopt(int64 endpoint)
+{
+	HeapWalk walk = {has_old_endpoint, set_endpoint, &endpoint};
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (heaps_find())
+		for (int place = 0; place < HEAPS_COUNT; place++)
+		{
+			Relation relation = heaps_open(place, RowExclusiveLock, true);
+
+			if (relation == NULL)
+				break;
+			heaps_walk(relation, &walk);
+			relation_close(relation, RowExclusiveLock);
+		}
+	CommitTransactionCommand();
+}
+
+void
+outbox_note_endpoint(DatabaseState *state)
+{
+	uint64 endpoint;
+	int place = 0;
+
+	if (state->target.endpoint[0] == '\0')
+		return;
+	endpoint = record_endpoint_hash(state->target.endpoint);
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	/* the first ones are forgotten first; seldom is there more than one */
+	while (place < SHARED_MAX_ENDPOINTS && state->endpoints[place] != 0 &&
+		   state->endpoints[place] != endpoint)
+		place++;
+	if (place == SHARED_MAX_ENDPOINTS)
+	{
+		place--;
+		memmove(&state->endpoints[0], &state->endpoints[1],
+				place * sizeof(state->endpoints[0]));
+	}
+	state->endpoints[place] = endpoint;
+	LWLockRelease(&state->lock);
+}
+
+/* Whether records may wait that are meant for an endpoint of before. */
+static bool
+had_other_endpoint(void)
+{
+	return worker_state->endpoints[1] != 0;
+}
+
+void
+outbox_worker_start(DatabaseState *state)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	if (records_context == NULL)
+	{
+		HASHCTL control = {0};
+
+		records_context = AllocSetContextCreate(
+			TopMemoryContext, "absmartly records", ALLOCSET_DEFAULT_SIZES);
+		control.keysize = sizeof(FlightKey);
+		control.entrysize = sizeof(FlightKey);
+		control.hcxt = records_context;
+		in_flight = hash_create("absmartly records in flight", 4096, &control,
+								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	worker_state = state;
+	forget_records(&page_records);
+	forget_records(&incomplete);
+	forget_records(&to_park);
+	for (int i = 0; i < 2; i++)
+		know_nothing(&knowledge[i]);
+	pass.heaps = 0;
+	parked_wanted = true;
+	parked_changed = true;
+
+	if (state->target.endpoint[0] != '\0' && had_other_endpoint())
+	{
+		adopt((int64) record_endpoint_hash(state->target.endpoint));
+		MemoryContextSwitchTo(context);
+	}
+}
+
+/*
+ * Reading
+ */
+
+void
+outbox_pass_begin(void)
+{
+	int active = (int) pg_atomic_read_u32(&worker_state->outbox_active);
+
+	pass.heaps = 0;
+	pass.order[pass.heaps++] = 1 - active;
+	pass.order[pass.heaps++] = active;
+	if (parked_wanted || (pg_atomic_fetch_and_u32(&worker_state->outbox_rescan,
+												  ~(1U << RECORD_PARKED)) &
+						  (1U << RECORD_PARKED)))
+		pass.order[pass.heaps++] = RECORD_PARKED;
+	parked_wanted = false;
+	pass.at = 0;
+	pass.entered = false;
+	forget_records(&incomplete);
+}
+
+bool
+outbox_read_begin(void)
+{
+	bool all = false;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	/* transactions that ended before it are told apart quickly */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	memset(reading, 0, sizeof(reading));
+	if (heaps_find())
+	{
+		all = true;
+		for (int place = 0; place < HEAPS_COUNT && all; place++)
+		{
+			reading[place] = heaps_open(place, RowExclusiveLock, false);
+			all = reading[place] != NULL;
+		}
+	}
+	if (!all)
+	{
+		for (int place = 0; place < HEAPS_COUNT; place++)
+			if (reading[place] != NULL)
+				relation_close(reading[place], RowExclusiveLock);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	return all;
+}
+
+static const EventOrigin *
+row_origin(const EngineText texts[HEAP_TEXTS], int64 endpoint)
+{
+	EventOrigin origin;
+
+	memset(&origin, 0, sizeof(origin));
+	origin.endpoint = (uint64) endpoint;
+	memcpy(origin.application, texts[HEAP_APPLICATION].data,
+		   Min(texts[HEAP_APPLICATION].length, SHARED_MAX_NAME - 1));
+	memcpy(origin.application_version, texts[HEAP_APPLICATION_VERSION].data,
+		   Min(texts[HEAP_APPLICATION_VERSION].length, SHARED_MAX_NAME - 1));
+	memcpy(origin.environment, texts[HEAP_ENVIRONMENT].data,
+		   Min(texts[HEAP_ENVIRONMENT].length, SHARED_MAX_NAME - 1));
+	origin.known = origin.application[0] != '\0' ||
+				   origin.application_version[0] != '\0' ||
+				   origin.environment[0] != '\0';
+	return record_intern_origin(&origin);
+}
+
+/* The page that is being read. */
+typedef struct PageRead
+{
+	int place;
+	int waiting; /* rows that are not done with */
+} PageRead;
+
+/* The first chunk of a record: makes the record, with place for the others. */
+static StoredRecord *
+new_record(int place, const HeapRow *row, const HeapTupleData *tuple,
+		   const EngineText texts[HEAP_TEXTS])
+{
+	/* the other chunks are not longer than the first one */
+	Size most = texts[HEAP_PAYLOAD].length * row->chunks;
+	Size tids = MAXALIGN(sizeof(StoredRecord));
+	Size data = tids + MAXALIGN(row->chunks * sizeof(ItemPointerData));
+	StoredRecord *stored = palloc(data + most);
+	EventRecord *record = &stored->record;
+
+	memset(stored, 0, sizeof(*stored));
+	record->place = place;
+	record->id = row->record;
+	record->created = row->created;
+	record->origin = row_origin(texts, row->endpoint);
+	record->payload.data = (char *) stored + data;
+	record->payload.contexts = (uint32) row->contexts;
+	record->payload.exposures = (uint32) row->exposures;
+	record->payload.goals = (uint32) row->goals;
+	record->tids = (ItemPointerData *) ((char *) stored + tids);
+	stored->database = row->database;
+	stored->endpoint = row->endpoint;
+	stored->chunks = row->chunks;
+	return stored;
+}
+
+static void
+add_chunk(StoredRecord *stored, const HeapTupleData *tuple, EngineText payload)
+{
+	EventRecord *record = &stored->record;
+
+	memcpy(unconstify(char *, record->payload.data) + record->payload.length,
+		   payload.data, payload.length);
+	record->payload.length += payload.length;
+	record->tids[record->ntids++] = tuple->t_self;
+}
+
+/* A later chunk: belongs to a record that lacks just this one, or to none. */
+static StoredRecord *
+find_incomplete(const HeapRow *row)
+{
+	ListCell *cell;
+
+	foreach (cell, incomplete)
+	{
+		StoredRecord *stored = lfirst(cell);
+
+		if (stored->record.id == row->record &&
+			stored->record.ntids == row->chunk)
+			return stored;
+	}
+	return NULL;
+}
+
+static bool
+is_foreign(const StoredRecord *stored)
+{
+	return stored->database != MyDatabaseId ||
+		   !is_my_endpoint(stored->endpoint);
+}
+
+/* A record is complete: hands it out, or parks it. */
+static void
+sort_record(StoredRecord *stored)
+{
+	const EventPayload *payload = &stored->record.payload;
+
+	if (is_foreign(stored) ||
+		encoding_version(payload->data, payload->length) != ENCODING_VERSION)
+		to_park = lappend(to_park, stored);
+	else
+		page_records = lappend(page_records, stored);
+}
+
+/* Takes a row that waits; runs under the page's lock. */
+static bool
+take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	PageRead *page = argument;
+	EngineText texts[HEAP_TEXTS];
+	StoredRecord *stored;
+
+	if (row->status != OUTBOX_WAITING)
+		return false;
+	page->waiting++;
+	if (row->chunk == 0 && is_in_flight(page->place, &tuple->t_self))
+		return false;
+	heaps_row_texts(row, texts);
+	if (row->chunk == 0)
+	{
+		stored = new_record(page->place, row, tuple, texts);
+		add_chunk(stored, tuple, texts[HEAP_PAYLOAD]);
+		set_in_flight(&stored->record, true);
+		if (row->chunks > 1)
+			incomplete = lappend(incomplete, stored);
+	}
+	else
+	{
+		stored = find_incomplete(row);
+		if (stored == NULL)
+			return false;
+		add_chunk(stored, tuple, texts[HEAP_PAYLOAD]);
+		if (stored->record.ntids == stored->chunks)
+			incomplete = list_delete_ptr(incomplete, stored);
+	}
+	if (stored->record.ntids == stored->chunks)
+		sort_record(stored);
+
+	/* no hint yet: its commit may not be on disk */
+	if (stored->record.payload.goals > 0 &&
+		!HeapTupleHeaderXminCommitted(tuple->t_data))
+	{
+		XLogRecPtr commit =
+			TransactionIdGetCommitLSN(HeapTupleHeaderGetXmin(tuple->t_data));
+
+		flush_up_to = Max(flush_up_to, commit);
+	}
+	return false;
+}
+
+static void
+read_page(int place, BlockNumber page_number)
+{
+	PageRead page = {place, 0};
+	HeapWalk walk = {take_row, NULL, &page};
+	MemoryContext previous = MemoryContextSwitchTo(records_context);
+	int open = heaps_walk_page(reading[place], page_number, &walk);
+
+	if (place != RECORD_PARKED && page.waiting == 0 && open == 0)
+		page_done(&knowledge[place], page_number);
+	MemoryContextSwitchTo(previous);
+}
+
+/* The next page to read; false at the pass's end. */
+static bool
+next_page(int *place, BlockNumber *page)
+{
+	for (; pass.at < pass.heaps; pass.at++, pass.entered = false)
+	{
+		int heap = pass.order[pass.at];
+
+		if (!pass.entered)
+		{
+			if (heap == RECORD_PARKED)
+			{
+				pass.page = 0;
+				pass.pages = RelationGetNumberOfBlocks(reading[heap]);
+				pg_atomic_write_u32(&worker_state->outbox_blocks[heap],
+									pass.pages);
+			}
+			else
+			{
+				know_heap(heap, reading[heap]);
+				pass.page = knowledge[heap].low;
+				pass.pages = knowledge[heap].pages;
+			}
+			pass.entered = true;
+		}
+		while (heap != RECORD_PARKED && pass.page < pass.pages &&
+			   page_is_done(&knowledge[heap], pass.page))
+			pass.page++;
+		if (pass.page < pass.pages)
+		{
+			*place = heap;
+			*page = pass.page++;
+			return true;
+		}
+	}
+	return false;
+}
+
+EventRecord *
+outbox_read(bool *end)
+{
+	int looked = 0;
+
+	*end = false;
+	while (page_records == NIL)
+	{
+		int place;
+		BlockNumber page;
+
+		if (looked++ >= MAX_PAGES)
+			return NULL;
+		CHECK_FOR_INTERRUPTS();
+		if (!next_page(&place, &page))
+		{
+			*end = true;
+			forget_records(&incomplete);
+			return NULL;
+		}
+		read_page(place, page);
+	}
+	{
+		EventRecord *record = linitial(page_records);
+
+		page_records = list_delete_first(page_records);
+		return record;
+	}
+}
+
+/* Copies a record as it is to the third heap; the original is acknowledged. */
+static void
+park_stored(const StoredRecord *stored)
+{
+	HeapRecord record = {.status = is_foreign(stored) ? OUTBOX_FOREIGN
+													  : OUTBOX_UNREADABLE,
+						 .database = stored->database,
+						 .endpoint = stored->endpoint,
+						 .created = stored->record.created,
+						 .origin = stored->record.origin,
+						 .note = "",
+						 .payload = &stored->record.payload};
+
+	heaps_insert(reading[RECORD_PARKED], &record, NULL, NULL);
+}
+
+/* Says what was parked, at most once a minute. */
+static void
+report_parked(int foreign, int unreadable)
+{
+	static TimestampTz reported_at = 0;
+	static int64 foreign_records = 0;
+	static int64 unreadable_records = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	foreign_records += foreign;
+	unreadable_records += unreadable;
+	if (reported_at != 0 &&
+		!TimestampDifferenceExceeds(reported_at, now, REPORT_MS))
+		return;
+	if (foreign_records > 0)
+		ereport(WARNING,
+				(errmsg("absmartly: records of another database or endpoint "
+						"are not sent, " INT64_FORMAT " so far",
+						foreign_records),
+				 errdetail("This database, or the server, seems to be a copy; "
+						   "they are kept in the view absmartly_outbox."),
+				 errhint("Use absmartly_requeue() to send them from here, or "
+						 "absmartly_discard() to drop them.")));
+	if (unreadable_records > 0)
+		ereport(WARNING,
+				(errmsg("absmartly: records are of a format that this version "
+						"does not know, " INT64_FORMAT " so far",
+						unreadable_records),
+				 errdetail("They are kept in the view absmartly_outbox."),
+				 errhint("Install the version that wrote them, or a later "
+						 "one, and use absmartly_requeue().")));
+	reported_at = now;
+}
+
+void
+outbox_read_end(void)
+{
+	List *parked = to_park;
+	ListCell *cell;
+	int foreign = 0;
+	int count = 0;
+
+	foreach (cell, parked)
+	{
+		StoredRecord *stored = lfirst(cell);
+
+		park_stored(stored);
+		foreign += is_foreign(stored) ? 1 : 0;
+	}
+	for (int place = 0; place < HEAPS_COUNT; place++)
+		relation_close(reading[place], RowExclusiveLock);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	if (parked == NIL)
+		return;
+
+	{
+		EventRecord **records =
+			palloc(list_length(parked) * sizeof(EventRecord *));
+
+		to_park = NIL;
+		foreach (cell, parked)
+			records[count++] = lfirst(cell);
+		outbox_acknowledge(records, count, false);
+		report_parked(foreign, count - foreign);
+		for (int i = 0; i < count; i++)
+			pfree(records[i]);
+		pfree(records);
+		list_free(parked);
+	}
+}
+
+void
+outbox_flush(void)
+{
+	if (!XLogRecPtrIsInvalid(flush_up_to))
+		XLogFlush(flush_up_to);
+	flush_up_to = InvalidXLogRecPtr;
+}
+
+void
+outbox_release(EventRecord *record)
+{
+	set_in_flight(record, false);
+}
+
+/*
+ * Acknowledging
+ */
+
+/* One tuple to be marked. */
+typedef struct Mark
+{
+	int place;
+	ItemPointerData tid;
+	int64 record;
+} Mark;
+
+static int
+compare_marks(const void *left, const void *right)
+{
+	const Mark *a = left;
+	const Mark *b = right;
+
+	if (a->place != b->place)
+		return a->place < b->place ? -1 : 1;
+	return ItemPointerCompare(unconstify(ItemPointerData *, &a->tid),
+							  unconstify(ItemPointerData *, &b->tid));
+}
+
+/*
+ * Marks rows of one page.  Gives the end of the WAL record.  A row that is
+ * another one now (somebody has rewritten the table) is left alone: it is sent
+ * again.
+ */
+static XLogRecPtr
+mark_page(Relation relation, const Mark *marks, int count)
+{
+	HeapKnowledge *known =
+		marks->place == RECORD_PARKED ? NULL : &knowledge[marks->place];
+	BlockNumber page_number = ItemPointerGetBlockNumber(&marks->tid);
+	Buffer buffer;
+	GenericXLogState *xlog;
+	Page page;
+	XLogRecPtr end;
+	bool all = true;
+
+	if (page_number >= RelationGetNumberOfBlocks(relation))
+		return InvalidXLogRecPtr;
+	buffer = ReadBuffer(relation, page_number);
+	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	xlog = GenericXLogStart(relation);
+	page = GenericXLogRegisterBuffer(xlog, buffer, 0);
+	for (int i = 0; i < count; i++)
+	{
+		OffsetNumber offset = ItemPointerGetOffsetNumber(&marks[i].tid);
+		ItemId item;
+
+		if (PageIsNew(page) || offset > PageGetMaxOffsetNumber(page))
+			continue;
+		item = PageGetItemId(page, offset);
+		if (ItemIdIsNormal(item) &&
+			heap_row(page, item)->record == marks[i].record)
+			heap_row(page, item)->status = OUTBOX_DONE;
+	}
+	if (!PageIsNew(page))
+		for (OffsetNumber offset = FirstOffsetNumber;
+			 offset <= PageGetMaxOffsetNumber(page) && all; offset++)
+		{
+			ItemId item = PageGetItemId(page, offset);
+
+			all = !ItemIdIsNormal(item) ||
+				  heap_row(page, item)->status == OUTBOX_DONE;
+		}
+	end = GenericXLogFinish(xlog);
+	UnlockReleaseBuffer(buffer);
+	if (all && known != NULL && page_number < known->pages)
+		page_done(known, page_number);
+	return end;
+}
+
+void
+outbox_acknowledge(EventRecord **records, int count, bool flush)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Mark *marks;
+	XLogRecPtr end = InvalidXLogRecPtr;
+	int nmarks = 0;
+	int ntids = 0;
+
+	for (int i = 0; i < count; i++)
+		ntids += records[i]->ntids;
+	if (ntids == 0)
+		return;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	marks = palloc(ntids * sizeof(Mark));
+	for (int i = 0; i < count; i++)
+		for (int j = 0; j < records[i]->ntids; j++)
+		{
+			marks[nmarks].place = records[i]->place;
+			marks[nmarks].tid = records[i]->tids[j];
+			marks[nmarks++].record = records[i]->id;
+		}
+	qsort(marks, nmarks, sizeof(Mark), compare_marks);
+
+	if (heaps_find())
+		for (int at = 0; at < nmarks;)
+		{
+			int place = marks[at].place;
+			Relation relation = heaps_open(place, RowExclusiveLock, true);
+
+			if (relation == NULL)
+				break;
+			while (at < nmarks && marks[at].place == place)
+			{
+				int next = at + 1;
+				XLogRecPtr lsn;
+
+				while (next < nmarks && marks[next].place == place &&
+					   ItemPointerGetBlockNumber(&marks[next].tid) ==
+						   ItemPointerGetBlockNumber(&marks[at].tid))
+					next++;
+				lsn = mark_page(relation, &marks[at], next - at);
+				end = Max(end, lsn);
+				at = next;
+			}
+			parked_changed |= place == RECORD_PARKED;
+			relation_close(relation, RowExclusiveLock);
+		}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+
+	for (int i = 0; i < count; i++)
+		set_in_flight(records[i], false);
+	if (XLogRecPtrIsInvalid(end))
+		return;
+	if (flush)
+		XLogFlush(end);
+	else
+		XLogSetAsyncXactLSN(end);
+}
+
+void
+outbox_park(const EventOrigin *origin, TimestampTz created,
+			const EventPayload *payload, OutboxStatus status, const char *note)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Relation parked = NULL;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (heaps_find())
+		parked = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
+	if (parked != NULL)
+	{
+		HeapRecord record = {.status = status,
+							 .database = MyDatabaseId,
+							 .endpoint = (int64) origin->endpoint,
+							 .created = created,
+							 .origin = origin,
+							 .note = note,
+							 .payload = payload};
+
+		heaps_insert(parked, &record, NULL, NULL);
+		relation_close(parked, NoLock);
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+}
+
+/*
+ * Changing heaps
+ */
+
+static bool
+is_waiting(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	(*(int64 *) argument)++;
+	return false;
+}
+
+/*
+ * Truncates a heap if that is empty, and nobody is at work in it.  False if it
+ * could not be locked.
+ */
+static bool
+truncate_heap(int place)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Relation relation = NULL;
+	bool locked = false;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (heaps_find())
+		relation = heaps_open(place, AccessExclusiveLock, false);
+	if (relation != NULL)
+	{
+		BlockNumber pages = RelationGetNumberOfBlocks(relation);
+		int64 waiting = 0;
+		HeapWalk walk = {is_waiting, NULL, &waiting};
+
+		locked = true;
+		PushActiveSnapshot(GetTransactionSnapshot());
+		for (BlockNumber page = 0; page < pages && waiting == 0; page++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			(void) heaps_walk_page(relation, page, &walk);
+		}
+		PopActiveSnapshot();
+		if (waiting == 0 && pages > 0)
+			RelationTruncate(relation, 0);
+		if (place != RECORD_PARKED)
+		{
+			know_nothing(&knowledge[place]);
+			if (waiting == 0)
+				knowledge[place].pages = 0;
+			pg_atomic_write_u32(&worker_state->outbox_settled[place], 0);
+		}
+		if (waiting == 0)
+			pg_atomic_write_u32(&worker_state->outbox_blocks[place], 0);
+		relation_close(relation, NoLock);
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return locked;
+}
+
+/* Brings what is known of the heaps' sizes up to date. */
+static bool
+look_at_heaps(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	bool found = false;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (heaps_find())
+	{
+		found = true;
+		for (int place = 0; place < 2 && found; place++)
+		{
+			Relation relation = heaps_open(place, AccessShareLock, false);
+
+			found = relation != NULL;
+			if (found)
+			{
+				know_heap(place, relation);
+				relation_close(relation, AccessShareLock);
+			}
+		}
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return found;
+}
+
+long
+outbox_maintain(DatabaseState *state, bool idle)
+{
+	BlockNumber least = idle ? ROTATE_IDLE_PAGES : ROTATE_PAGES;
+	bool locked = true;
+	int active;
+	int other;
+
+	if (RecoveryInProgress())
+		return -1;
+	active = (int) pg_atomic_read_u32(&state->outbox_active);
+	other = 1 - active;
+	if (knowledge[other].pages > 0 && heap_is_drained(&knowledge[other]))
+		locked = truncate_heap(other);
+	if (pg_atomic_read_u32(&state->outbox_blocks[active]) >= least &&
+		look_at_heaps() && knowledge[active].pages >= least &&
+		heap_is_drained(&knowledge[other]) &&
+		knowledge[other].pages < knowledge[active].pages)
+	{
+		pg_atomic_write_u32(&state->outbox_active, (uint32) other);
+		if (idle)
+			locked &= truncate_heap(active);
+	}
+	if (idle && parked_changed)
+	{
+		parked_changed = false;
+		if (!truncate_heap(RECORD_PARKED))
+		{
+			parked_changed = true;
+			locked = false;
+		}
+	}
+	return locked ? -1 : RETRY_MS;
+}
