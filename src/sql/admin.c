@@ -1,7 +1,7 @@
 /*
  * admin.c
  *		Functions on the shared data as a whole: readiness, refreshing,
- *		loading by hand, statistics (DESIGN 3.3).
+ *		loading by hand, publishing, statistics (DESIGN 3.3).
  */
 #include "postgres.h"
 
@@ -21,12 +21,15 @@
 #include "data/store.h"
 #include "data/version.h"
 #include "engine/snapshot.h"
+#include "events/outbox.h"
+#include "events/queue.h"
 #include "settings.h"
 #include "sql/text.h"
 
 PG_FUNCTION_INFO_V1(absmartly_is_ready);
 PG_FUNCTION_INFO_V1(absmartly_wait_until_ready);
 PG_FUNCTION_INFO_V1(absmartly_refresh);
+PG_FUNCTION_INFO_V1(absmartly_publish);
 PG_FUNCTION_INFO_V1(absmartly_set_context_data);
 PG_FUNCTION_INFO_V1(absmartly_shared_data);
 PG_FUNCTION_INFO_V1(absmartly_stat_get);
@@ -214,6 +217,80 @@ absmartly_refresh(PG_FUNCTION_ARGS)
 }
 
 /*
+ * absmartly_publish(timeout interval) -> bigint
+ *		Waits until all that is committed is delivered; the number of events.
+ */
+Datum
+absmartly_publish(PG_FUNCTION_ARGS)
+{
+	TimestampTz until = deadline(fcinfo, 0);
+	DatabaseState *state;
+	uint64 ticket = 0;
+	int64 delivered = 0;
+	bool finished = false;
+	bool failed = false;
+	int code = 0;
+	char error[SHARED_MAX_ERROR] = "";
+
+	require_workers("absmartly_publish()");
+	for (;;)
+	{
+		state = my_state();
+		if (state != NULL)
+		{
+			LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+			if (ticket == 0)
+				ticket = ++state->publish_requested;
+			finished = state->publish_finished >= ticket;
+			if (finished)
+			{
+				failed = state->publish_succeeded < ticket;
+				code = state->publish_error_code;
+				strlcpy(error, state->publish_error, sizeof(error));
+				delivered = state->publish_delivered;
+			}
+			else
+				strlcpy(error, state->publish.last_error, sizeof(error));
+			LWLockRelease(&state->lock);
+			if (finished)
+				break;
+			shared_wake_worker(state);
+		}
+		if (!wait_for_change(state, until))
+			break;
+	}
+	ConditionVariableCancelSleep();
+
+	if (!finished)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("time-out while waiting for the events of database "
+						"\"%s\" to be published",
+						get_database_name(MyDatabaseId)),
+				 state == NULL || state->worker_pid == 0
+					 ? errdetail("No worker of absmartly runs for this "
+								 "database.  No event is lost.")
+				 : error[0] != '\0'
+					 ? errdetail("Last error: %s.  No event is lost.", error)
+					 : errdetail("No event is lost."),
+				 errhint("The view \"absmartly_stat\" shows what the worker "
+						 "does.")));
+	if (failed && code == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
+		ereport(ERROR,
+				(errcode(code), errmsg("events are not published: %s", error),
+				 errdetail("They are kept."),
+				 errhint("Set \"absmartly.endpoint\", and turn "
+						 "\"absmartly.publishing\" on.")));
+	if (failed)
+		ereport(ERROR,
+				(errcode(code), errmsg("could not publish events: %s", error),
+				 errdetail("No event is lost: they are kept, and it is tried "
+						   "again.")));
+
+	PG_RETURN_INT64(delivered);
+}
+
+/*
  * What data is loaded for by hand.  Where there is a worker it says so; it may
  * have to be started first.
  */
@@ -354,6 +431,8 @@ worker_state_name(WorkerState state)
 			return "retrying";
 		case WORKER_BACKING_OFF:
 			return "backing off";
+		case WORKER_PUBLISHING:
+			return "publishing";
 		case WORKER_LOGGING:
 			return "logging";
 	}
@@ -363,8 +442,8 @@ worker_state_name(WorkerState state)
 /* A row of absmartly_stat while it is put together. */
 typedef struct StatRow
 {
-	Datum values[32];
-	bool nulls[32];
+	Datum values[64];
+	bool nulls[64];
 	int count;
 } StatRow;
 
@@ -400,6 +479,65 @@ stat_add_time(StatRow *row, TimestampTz time)
 		stat_add_null(row);
 	else
 		stat_add(row, TimestampTzGetDatum(time));
+}
+
+/* The columns on events. */
+static void
+stat_add_events(StatRow *row, DatabaseState *state)
+{
+	const PublishStats *publish = &state->publish;
+	const EventCounter queued[] = {COUNTER_EXPOSURES_QUEUED,
+								   COUNTER_GOALS_QUEUED,
+								   COUNTER_EXPOSURES_DEDUPLICATED};
+	const EventCounter dropped[] = {COUNTER_EXPOSURES_DROPPED,
+									COUNTER_GOALS_DROPPED};
+	OutboxSummary outbox;
+	int64 queue_entries = 0;
+	int64 queue_bytes = 0;
+
+	outbox_summary(&outbox);
+	if (OidIsValid(state->database))
+		queue_fill(state, &queue_entries, &queue_bytes);
+
+	stat_add_time(row, publish->last_success_at);
+	stat_add_text(row, publish->last_error);
+	stat_add_time(row, publish->last_error_at);
+	for (int i = 0; i < (int) lengthof(queued); i++)
+		stat_add(row, Int64GetDatum((int64) pg_atomic_read_u64(
+						  &state->counters[queued[i]])));
+	stat_add(row, Int64GetDatum(publish->exposures_sent));
+	stat_add(row, Int64GetDatum(publish->goals_sent));
+	stat_add(row, Int64GetDatum(publish->exposures_rejected));
+	stat_add(row, Int64GetDatum(publish->goals_rejected));
+	for (int i = 0; i < (int) lengthof(dropped); i++)
+		stat_add(row, Int64GetDatum((int64) pg_atomic_read_u64(
+						  &state->counters[dropped[i]])));
+	stat_add(row, Int64GetDatum(outbox.records));
+	stat_add(row, Int64GetDatum(outbox.events));
+	stat_add(row, Int64GetDatum(outbox.bytes));
+	if (outbox.oldest == 0)
+		stat_add_null(row);
+	else
+		stat_add(row,
+				 DirectFunctionCall2(timestamp_mi,
+									 TimestampTzGetDatum(Max(
+										 GetCurrentTimestamp(), outbox.oldest)),
+									 TimestampTzGetDatum(outbox.oldest)));
+	stat_add(row, Int64GetDatum(outbox.foreign_records));
+	stat_add(row, Int64GetDatum(outbox.dead_events));
+	stat_add(row, Int64GetDatum(queue_entries));
+	stat_add(row, Int64GetDatum(queue_bytes));
+	stat_add(row, Int64GetDatum(publish->requests));
+	stat_add(row, Int64GetDatum(publish->failures));
+	stat_add(row, Int64GetDatum(publish->retries));
+	stat_add(row, Int64GetDatum(publish->bytes_sent));
+	stat_add(row, Float8GetDatum(publish->latency_last_ms));
+	stat_add(row,
+			 Float8GetDatum(publish->requests > 0
+								? publish->latency_total_ms / publish->requests
+								: 0.0));
+	stat_add(row, Int64GetDatum(publish->warnings));
+	stat_add_text(row, publish->last_warning);
 }
 
 /*
@@ -456,6 +594,7 @@ absmartly_stat_get(PG_FUNCTION_ARGS)
 	stat_add(&row, Int32GetDatum((DsaPointerIsValid(copy->current) ? 1 : 0) +
 								 (int32) copy->nretired));
 	stat_add(&row, Int64GetDatum((int64) copy->version_bytes));
+	stat_add_events(&row, copy);
 	stat_add_time(&row, copy->fetch.reset_at);
 
 	InitMaterializedSRF(fcinfo, 0);
@@ -481,6 +620,9 @@ absmartly_stat_reset(PG_FUNCTION_ARGS)
 		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 		memset(&state->fetch, 0, sizeof(state->fetch));
 		state->fetch.reset_at = GetCurrentTimestamp();
+		memset(&state->publish, 0, sizeof(state->publish));
+		for (int i = 0; i < COUNTER_COUNT; i++)
+			pg_atomic_write_u64(&state->counters[i], 0);
 		LWLockRelease(&state->lock);
 	}
 	PG_RETURN_VOID();

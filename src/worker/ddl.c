@@ -6,7 +6,8 @@
  * tablespace need a database for themselves: its worker is stopped before and
  * kept away until the command has ended.  ALTER DATABASE ... SET restarts the
  * worker at commit.  CREATE and DROP EXTENSION make the launcher look at the
- * database at commit.
+ * database at commit.  COMMIT PREPARED wakes the worker, which may find events
+ * then: they were written at PREPARE, by another process perhaps.
  *
  * What happens at commit is only noted before: nothing there may fail.
  */
@@ -216,6 +217,16 @@ database_to_compare(Node *statement)
 	return name ? get_database_oid(name, true) : InvalidOid;
 }
 
+/* A prepared transaction has committed: the worker shall look. */
+static void
+announce_prepared(void)
+{
+	DatabaseState *state = shared_my_database();
+
+	if (state != NULL)
+		shared_events_committed(state, 1);
+}
+
 static void
 ddl_process_utility(PlannedStmt *statement, const char *source,
 					bool read_only_tree, ProcessUtilityContext context,
@@ -257,6 +268,11 @@ ddl_process_utility(PlannedStmt *statement, const char *source,
 		case T_AlterDatabaseStmt:
 		case T_RenameStmt:
 			wake_launcher = true;
+			break;
+		case T_TransactionStmt:
+			if (((TransactionStmt *) command)->kind ==
+				TRANS_STMT_COMMIT_PREPARED)
+				announce_prepared();
 			break;
 		default:
 			break;

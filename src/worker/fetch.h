@@ -32,4 +32,7 @@ extern void fetch_settings_changed(void);
 /* Milliseconds until fetch_begin() has something to do; -1: nothing to do. */
 extern long fetch_timeout(DatabaseState *state);
 
+/* What there is to say about the worker from here. */
+extern WorkerState fetch_state(void);
+
 #endif /* ABSMARTLY_WORKER_FETCH_H */

@@ -94,7 +94,8 @@ struct HttpRequest
 	dlist_node node; /* in one of the client's lists */
 	CURL *curl; /* NULL once the request is done */
 	struct curl_slist *headers;
-	char *upload;
+	const char *upload;
+	char *upload_copy; /* malloc'ed; NULL: it is the caller's */
 	size_t upload_length;
 	bool https;
 	bool proxied;
@@ -455,7 +456,8 @@ finish_request(HttpClient *client, HttpRequest *request, HttpOutcome outcome)
 	/* what was sent, and half an answer, are of no use to anybody */
 	curl_slist_free_all(request->headers);
 	request->headers = NULL;
-	free(request->upload);
+	free(request->upload_copy);
+	request->upload_copy = NULL;
 	request->upload = NULL;
 	if (outcome != HTTP_ANSWERED)
 	{
@@ -882,7 +884,7 @@ has_control_character(const char *header)
 	return false;
 }
 
-/* Copies the headers and the body.  False: no memory. */
+/* Copies the headers and the body, unless that stays.  False: no memory. */
 static bool
 copy_content(HttpRequest *request, const HttpOptions *options)
 {
@@ -905,12 +907,18 @@ copy_content(HttpRequest *request, const HttpOptions *options)
 	/* curl would take the body for a form's */
 	if (!has_content_type && !append_line(request, "Content-Type:"))
 		return false;
-	request->upload = malloc(options->body_length + 1);
-	if (request->upload == NULL)
+	request->upload_length = options->body_length;
+	if (options->body_stays)
+	{
+		request->upload = options->body;
+		return true;
+	}
+	request->upload_copy = malloc(options->body_length + 1);
+	if (request->upload_copy == NULL)
 		return false;
 	if (options->body_length > 0)
-		memcpy(request->upload, options->body, options->body_length);
-	request->upload_length = options->body_length;
+		memcpy(request->upload_copy, options->body, options->body_length);
+	request->upload = request->upload_copy;
 	return true;
 }
 
@@ -1055,7 +1063,7 @@ http_start(HttpClient *client, const HttpOptions *options)
 	if (code == CURLE_OK || code == CURLE_OUT_OF_MEMORY)
 	{
 		curl_slist_free_all(request->headers);
-		free(request->upload);
+		free(request->upload_copy);
 		free(request);
 		return NULL;
 	}
@@ -1146,6 +1154,14 @@ const HttpAnswer *
 http_answer(const HttpRequest *request)
 {
 	return request->curl ? NULL : &request->answer;
+}
+
+bool
+http_busy(HttpClient *client)
+{
+	return !dlist_is_empty(&client->in_flight) ||
+		   !dlist_is_empty(&client->done) ||
+		   !dlist_is_empty(&client->handed_out);
 }
 
 char *

@@ -33,7 +33,7 @@ typedef enum HttpOutcome
 	HTTP_FAILED /* anything else, out of memory included */
 } HttpOutcome;
 
-/* What to ask.  Everything is copied. */
+/* What to ask.  Everything is copied, unless the body stays. */
 typedef struct HttpOptions
 {
 	HttpMethod method;
@@ -41,6 +41,7 @@ typedef struct HttpOptions
 	const char *const *headers; /* "Name: value", NULL-terminated */
 	const char *body; /* of a PUT */
 	size_t body_length;
+	bool body_stays; /* it is the caller's until http_release() */
 	int connect_timeout_ms;
 	int request_timeout_ms; /* from the start to the last byte */
 	size_t max_response; /* bytes of body; more: HTTP_TOO_LARGE */
@@ -100,6 +101,9 @@ extern void http_wait(HttpClient *client, long timeout_ms,
  */
 extern HttpRequest *http_next_done(HttpClient *client);
 extern const HttpAnswer *http_answer(const HttpRequest *request);
+
+/* Whether there are requests that were not released yet. */
+extern bool http_busy(HttpClient *client);
 
 /* Percent-encodes UTF-8 text as encodeURIComponent() does; palloc'd. */
 extern char *http_escape(const char *text);

@@ -5,7 +5,8 @@
  * The loop never holds a transaction while it waits, and reaches an interrupt
  * check whenever its latch is set: signals, barriers and requests of backends
  * all set it.  The worker ends when it is asked to, without an error, and the
- * launcher decides whether it comes back.
+ * launcher decides whether it comes back.  SIGTERM ends the loop, so that what
+ * is under way can be put in order; only a user's function is interrupted.
  */
 #include "postgres.h"
 
@@ -26,15 +27,20 @@
 #include "compat.h"
 #include "data/shared.h"
 #include "data/version.h"
+#include "events/logger.h"
 #include "settings.h"
+#include "worker/collector.h"
 #include "worker/database_settings.h"
 #include "worker/fetch.h"
 #include "worker/http.h"
 #include "worker/launcher.h"
+#include "worker/publish.h"
 #include "worker/worker.h"
 
-/* connections to the collector that are kept open */
-#define MAX_CONNECTIONS 4
+/* connections to the collector: those of publishing, and the fetch's */
+#define wanted_connections() (settings_max_connections + 1)
+/* for what others hold locks on it is tried again later */
+#define LOCK_TIMEOUT "1s"
 /* while statements still read data that was replaced */
 #define REAP_MS 5000L
 /* on a standby: how often the catalogs are looked at, at least */
@@ -49,7 +55,12 @@ static char *initial_settings = NULL;
 static TimestampTz looked_at = 0;
 static bool standby = false;
 
-void
+static volatile sig_atomic_t in_user_code = false;
+
+static HttpClient *client = NULL;
+static int client_connections = 0;
+
+static void
 worker_set_state(DatabaseState *database, WorkerState worker_state)
 {
 	if (database->worker_state == worker_state)
@@ -57,6 +68,69 @@ worker_set_state(DatabaseState *database, WorkerState worker_state)
 	LWLockAcquire(&database->lock, LW_EXCLUSIVE);
 	database->worker_state = worker_state;
 	LWLockRelease(&database->lock);
+}
+
+/* Shows what the worker does, before it waits. */
+static void
+show_state(void)
+{
+	static const WorkerState order[] = {WORKER_FETCHING, WORKER_PUBLISHING,
+										WORKER_RETRYING, WORKER_BACKING_OFF};
+	WorkerState fetching = fetch_state();
+	WorkerState publishing = publish_state();
+
+	for (int i = 0; i < (int) lengthof(order); i++)
+		if (fetching == order[i] || publishing == order[i])
+		{
+			worker_set_state(my_database, order[i]);
+			return;
+		}
+	worker_set_state(my_database, WORKER_IDLE);
+}
+
+/* Ends the loop; a user's function may run for long, and is interrupted. */
+static void
+handle_sigterm(SIGNAL_ARGS)
+{
+	int saved_errno = errno;
+
+	ShutdownRequestPending = true;
+	SetLatch(MyLatch);
+	if (in_user_code)
+		die(postgres_signal_arg);
+	errno = saved_errno;
+}
+
+/* Calls the event logger with data or, if that is NULL, with a message. */
+static void
+call_logger(DatabaseState *database, const char *event, const char *data,
+			size_t length, const char *message)
+{
+	if (!logger_wanted())
+		return;
+	worker_set_state(database, WORKER_LOGGING);
+	in_user_code = true;
+	if (!ShutdownRequestPending)
+	{
+		if (data != NULL)
+			logger_emit_from_worker(event, data, length);
+		else
+			logger_emit_error_from_worker(message);
+	}
+	in_user_code = false;
+}
+
+void
+worker_log_event(DatabaseState *database, const char *event, const char *data,
+				 size_t length)
+{
+	call_logger(database, event, data, length, NULL);
+}
+
+void
+worker_log_error(DatabaseState *database, const char *message)
+{
+	call_logger(database, "error", NULL, 0, message);
 }
 
 /* Undoes attach(). */
@@ -156,8 +230,9 @@ look_interval(void)
 
 /*
  * Whether this worker should make place for another one, because the extension
- * has gone or the database's settings have changed.  A standby is told of
- * neither, a primary not of what COMMIT PREPARED brings.
+ * has gone, the database's settings have changed, or a standby was promoted.  A
+ * standby is told of none of that, a primary not of what COMMIT PREPARED
+ * brings.
  */
 static bool
 outdated(MemoryContext context)
@@ -183,7 +258,7 @@ outdated(MemoryContext context)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	pgstat_report_stat(true);
-	return !exists;
+	return promoted || !exists;
 }
 
 /* Copies a setting's text in UTF-8, or as it is if that can't be told. */
@@ -215,10 +290,69 @@ confirm_target(void)
 	return version_set_target(my_database, &target);
 }
 
-static long
-earlier(long left, long right)
+/* Settings were read anew. */
+static void
+apply_settings(void)
 {
-	return left < 0 ? right : Min(left, right);
+	char endpoint[SHARED_MAX_ENDPOINT];
+	bool new_epoch;
+
+	strlcpy(endpoint, my_database->target.endpoint, sizeof(endpoint));
+	new_epoch = confirm_target();
+	if (new_epoch)
+	{
+		fetch_restart(my_database, client);
+		fetch_load_file(my_database);
+	}
+	else
+		fetch_settings_changed();
+	if (strcmp(endpoint, my_database->target.endpoint) != 0)
+		publish_restart(my_database, client);
+	else
+		publish_settings_changed();
+}
+
+/*
+ * Starts what is due, and gives the milliseconds until there is more to do.  A
+ * client for another number of connections is made when nothing is in flight:
+ * until then nothing is started.
+ */
+static long
+begin_requests(void)
+{
+	if (client != NULL && client_connections != wanted_connections() &&
+		!http_busy(client))
+	{
+		http_client_destroy(client);
+		client = NULL;
+	}
+	if (client == NULL)
+	{
+		client_connections = wanted_connections();
+		client = http_client_create(client_connections);
+	}
+	if (client_connections != wanted_connections())
+		return -1;
+	fetch_begin(my_database, client);
+	publish_begin(my_database, client);
+	return collector_earlier(fetch_timeout(my_database),
+							 publish_timeout(my_database));
+}
+
+/* Judges the requests that are done. */
+static void
+finish_requests(void)
+{
+	HttpRequest *request;
+
+	while ((request = http_next_done(client)) != NULL)
+	{
+		if (publish_owns(request))
+			publish_finish(my_database, client, request);
+		else
+			fetch_finish(my_database, client, request);
+	}
+	publish_settle(my_database);
 }
 
 void
@@ -226,7 +360,6 @@ absmartly_worker_main(Datum argument)
 {
 	Oid database = DatumGetObjectId(argument);
 	MemoryContext loop_context;
-	HttpClient *client;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -236,6 +369,7 @@ absmartly_worker_main(Datum argument)
 		proc_exit(0);
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	worker_pin_settings();
+	SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 
 	if (!extension_exists())
 	{
@@ -253,14 +387,15 @@ absmartly_worker_main(Datum argument)
 	MemoryContextSwitchTo(loop_context);
 	standby = RecoveryInProgress();
 	(void) outdated(loop_context);
+	CHECK_FOR_INTERRUPTS();
+	pqsignal(SIGTERM, handle_sigterm);
 
-	client = http_client_create(MAX_CONNECTIONS);
 	(void) confirm_target();
 	fetch_load_file(my_database);
+	publish_start(my_database);
 
 	for (;;)
 	{
-		HttpRequest *request;
 		long timeout;
 
 		MemoryContextSwitchTo(loop_context);
@@ -271,28 +406,23 @@ absmartly_worker_main(Datum argument)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			if (confirm_target())
-			{
-				fetch_restart(my_database, client);
-				fetch_load_file(my_database);
-			}
-			else
-				fetch_settings_changed();
+			apply_settings();
 		}
-		if (my_database->restart_requested ||
+		if (ShutdownRequestPending || my_database->restart_requested ||
 			shared_database_held(my_database) || outdated(loop_context))
-			proc_exit(0);
+			break;
 
 		version_reap(my_database);
-		fetch_begin(my_database, client);
-
-		timeout = earlier(fetch_timeout(my_database), look_interval());
+		timeout = collector_earlier(begin_requests(), look_interval());
 		if (my_database->nretired > 0)
 			timeout = Min(timeout, REAP_MS);
+		show_state();
 		http_wait(client, timeout, PG_WAIT_EXTENSION);
 		CHECK_FOR_INTERRUPTS();
-
-		while ((request = http_next_done(client)) != NULL)
-			fetch_finish(my_database, client, request);
+		finish_requests();
 	}
+
+	if (client != NULL)
+		publish_shutdown(my_database, client, ShutdownRequestPending);
+	proc_exit(0);
 }

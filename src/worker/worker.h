@@ -21,7 +21,9 @@ extern PGDLLEXPORT void absmartly_worker_main(Datum argument);
  */
 extern void worker_pin_settings(void);
 
-/* Tells the others what the worker is doing, if that has changed. */
-extern void worker_set_state(DatabaseState *database, WorkerState worker_state);
+/* Call the event logger, if there is one.  SIGTERM interrupts it. */
+extern void worker_log_event(DatabaseState *database, const char *event,
+							 const char *data, size_t length);
+extern void worker_log_error(DatabaseState *database, const char *message);
 
 #endif /* ABSMARTLY_WORKER_WORKER_H */

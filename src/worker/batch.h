@@ -1,0 +1,128 @@
+/*
+ * batch.h
+ *		Batches: what is sent to the collector in one request.
+ *
+ * A record's contexts become items, each of them a publish request of the
+ * protocol.  A batch holds the items of several records; a record that is too
+ * large for one batch is spread over several.  So a record is acknowledged
+ * when all its items are done: delivered, or kept as dead letters.
+ */
+#ifndef ABSMARTLY_WORKER_BATCH_H
+#define ABSMARTLY_WORKER_BATCH_H
+
+#include "postgres.h"
+
+#include "lib/ilist.h"
+#include "lib/stringinfo.h"
+
+#include "events/record.h"
+#include "worker/collector.h"
+
+/* A record whose items are being delivered. */
+typedef struct BatchSource BatchSource;
+
+/* One publish request. */
+typedef struct BatchItem
+{
+	BatchSource *source;
+	uint32 offset; /* in the batch's body */
+	uint32 length;
+	uint32 first_event; /* number of its first event in the record */
+	uint32 exposures;
+	uint32 goals;
+} BatchItem;
+
+typedef struct Batch
+{
+	dlist_node node; /* the scheduler's */
+	MemoryContext context; /* of all that belongs to it */
+	uint64 serial; /* in the order of reading */
+	const EventOrigin *origin;
+	StringInfoData body;
+	BatchItem *items;
+	int max_items;
+	int first; /* those before it have left the batch */
+	int nitems;
+
+	/* the scheduler's notes */
+	HttpRequest *request; /* NULL: not in flight */
+	CollectorKey key;
+	int attempts; /* made in this round */
+	int failed_rounds; /* of this batch alone */
+	bool tried; /* whether the rest is valid */
+	bool reported; /* that it fails while others don't */
+	uint64 successes_before; /* others' when it was first tried */
+	uint64 rounds_before; /* failed ones when its round began */
+	CollectorPause pause;
+} Batch;
+
+#define batch_count(batch) ((batch)->nitems - (batch)->first)
+
+/* How reading went on. */
+typedef enum BatchRead
+{
+	BATCH_FULL,
+	BATCH_NO_MORE, /* for now: see batch_more() */
+	BATCH_BLOCKED /* the outbox can't be read now */
+} BatchRead;
+
+/* At the worker's start: recovery says that there is no outbox to write to. */
+extern void batch_start(bool recovery);
+
+/* Starts a pass over all that is committed now.  May raise. */
+extern void batch_pass(void);
+
+/* Whether the pass has not come to its end. */
+extern bool batch_more(void);
+
+/*
+ * Reads events into a new batch.  May raise: batch_recover() leaves in it
+ * what was complete by then.
+ */
+extern Batch *batch_create(uint64 serial);
+extern BatchRead batch_fill(DatabaseState *state, Batch *batch,
+							size_t max_bytes);
+extern void batch_recover(Batch *batch);
+
+/* Makes sure that goals which were read are committed for good.  May raise. */
+extern void batch_flush(void);
+
+/* What to send, with this moment in it.  It stays where it is. */
+extern const char *batch_body(Batch *batch, size_t *length);
+
+/* The text of an item. */
+extern const char *batch_item_text(const Batch *batch, int item);
+
+/* A new batch of the first item, or of the second half. */
+extern Batch *batch_carve(Batch *batch);
+extern Batch *batch_split(Batch *batch);
+
+/* All items that are left are delivered. */
+extern void batch_done(Batch *batch);
+
+/*
+ * An item is refused for good, with these words.  batch_compact() takes what
+ * was refused out of the batch, before that is used again.
+ */
+extern void batch_refuse(Batch *batch, int item, const char *words);
+extern bool batch_is_refused(const Batch *batch, int item);
+extern void batch_compact(Batch *batch);
+
+extern void batch_free(Batch *batch);
+
+/*
+ * Keeps what was refused as dead letters; acknowledges the records all of
+ * whose items are done.  May raise, and may be called again then.
+ */
+extern bool batch_have_refused(void);
+extern void batch_park_refused(void);
+extern bool batch_have_done(void);
+extern void batch_acknowledge(DatabaseState *state, bool flush);
+
+/*
+ * Gives back all records that were not acknowledged, to be read again; batches
+ * that hold them must be freed.
+ */
+extern void batch_release_all(DatabaseState *state);
+
+#endif /* ABSMARTLY_WORKER_BATCH_H */

@@ -1,0 +1,1039 @@
+/*
+ * publish.c
+ *		Delivery: what is sent when, and what the answers mean (DESIGN 6.2).
+ *
+ * A pass reads what was committed before it into batches; several of them are
+ * in flight at once.  A batch that failed waits in memory and is sent again: a
+ * round is an attempt and its retries, and rounds that failed are followed by
+ * pauses that grow.  The pause is for all batches, unless another one has been
+ * delivered since this one was first tried: then it is this one's alone, and
+ * does not stop the others.
+ *
+ * Nothing that fails on this side of the connection may end the worker: each
+ * step that reads or writes the database is tried, reported, and tried again.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "data/store.h"
+#include "events/logger.h"
+#include "events/outbox.h"
+#include "events/queue.h"
+#include "settings.h"
+#include "worker/batch.h"
+#include "worker/collector.h"
+#include "worker/drain.h"
+#include "worker/publish.h"
+#include "worker/refused.h"
+#include "worker/response.h"
+#include "worker/step.h"
+#include "worker/worker.h"
+
+#define MAX_ANSWER ((size_t) 1024 * 1024)
+/* below that a request is not made smaller because of a 413 */
+#define LEAST_BATCH_BYTES ((size_t) 16 * 1024)
+/* a pass without being told of events, for what nobody tells */
+#define FALLBACK_MS 300000
+/* marks of delivered records get to disk at least that often */
+#define FLUSH_MS 50
+#define BLOCKED_PAUSE_MS 200
+/* between two reports of dropped events */
+#define DROPS_REPORT_MS 60000
+/* how long running requests may take when the worker ends */
+#define SHUTDOWN_MS 500
+#define STANDBY_SHUTDOWN_MS 2000
+
+static bool recovery;
+static bool started = false; /* the outbox knows this worker */
+
+/* batches */
+static dlist_head waiting = DLIST_STATIC_INIT(waiting);
+static dlist_head running = DLIST_STATIC_INIT(running);
+static dlist_head delivered = DLIST_STATIC_INIT(delivered); /* to be logged */
+static int nbatches = 0; /* waiting and running */
+static int nrunning = 0;
+static uint64 last_serial = 0;
+
+/* reading */
+static uint64 told = 0; /* contexts that were committed since the pass */
+static CollectorPause company; /* how long they wait for others */
+static bool pass_wanted = false;
+static CollectorPause fallback;
+static CollectorPause read_pause;
+static size_t batch_bytes; /* at which a batch is full */
+
+/* what the collector thinks of it */
+static CollectorPause pause_all;
+static int failed_rounds = 0;
+static uint64 rounds_failed = 0; /* ever */
+static uint64 successes = 0; /* batches delivered, ever */
+static bool failure_reported = false;
+static FailureKind reported_kind;
+static bool batch_missing = false; /* there is no /context/batch */
+static bool batch_missing_told = false;
+
+static CollectorPause flush_pause; /* before the next flush, if still busy */
+static CollectorPause maintenance;
+
+/* the request of absmartly_publish() that is being served */
+static uint64 ticket = 0; /* 0: none */
+static bool ticket_pass; /* its pass has begun */
+static bool ticket_read; /* and come to its end */
+static uint64 ticket_serial; /* of the last batch that it is about */
+static int64 ticket_delivered; /* events, at its beginning */
+static int64 events_delivered = 0; /* ever */
+
+/* Starts a pause at this moment. */
+static void
+pause_for(CollectorPause *pause, int64 ms)
+{
+	collector_pause(pause, GetCurrentTimestamp(), ms);
+}
+
+/*
+ * Waiters
+ */
+
+/* Ends absmartly_publish() for those who wait; error is NULL if it went well */
+static void
+finish_ticket(DatabaseState *state, int code, const char *error)
+{
+	if (ticket == 0)
+		return;
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	state->publish_finished = Max(state->publish_finished, ticket);
+	if (error == NULL)
+	{
+		state->publish_succeeded = Max(state->publish_succeeded, ticket);
+		state->publish_delivered = events_delivered - ticket_delivered;
+	}
+	state->publish_error_code = code;
+	collector_copy_error(state->publish_error, error ? error : "");
+	LWLockRelease(&state->lock);
+	ConditionVariableBroadcast(&state->changed);
+	ticket = 0;
+}
+
+static void
+end_pauses(void)
+{
+	dlist_iter iter;
+
+	pause_all.until = 0;
+	read_pause.until = 0;
+	step_end_pause();
+	dlist_foreach(iter, &waiting)
+	{
+		Batch *batch = dlist_container(Batch, node, iter.cur);
+
+		batch->pause.until = 0;
+		batch->attempts = 0;
+	}
+}
+
+/*
+ * Takes the next request: one pass from here on sees all that was committed
+ * before it.
+ */
+static void
+take_ticket(DatabaseState *state)
+{
+	if (ticket != 0 || state->publish_requested <= state->publish_finished)
+		return;
+	LWLockAcquire(&state->lock, LW_SHARED);
+	ticket = state->publish_requested;
+	LWLockRelease(&state->lock);
+	ticket_pass = false;
+	ticket_read = false;
+	ticket_delivered = events_delivered;
+	pass_wanted = true;
+	end_pauses();
+}
+
+/*
+ * What keeps events from being sent, NULL: nothing.  They are kept then.
+ */
+static const char *
+obstacle(const DatabaseState *state)
+{
+	if (state->target.endpoint[0] == '\0')
+		return "\"absmartly.endpoint\" is not set";
+	return settings_publishing ? NULL : "\"absmartly.publishing\" is off";
+}
+
+/*
+ * Sending
+ */
+
+static void
+put_aside(Batch *batch)
+{
+	collector_forget_key(&batch->key);
+	dlist_push_tail(&waiting, &batch->node);
+	nbatches++;
+}
+
+/* Takes a batch from where it waits or runs. */
+static void
+take_out(Batch *batch)
+{
+	dlist_delete(&batch->node);
+	nbatches--;
+}
+
+/*
+ * A round has failed.  It is reported once for as long as the reason stays the
+ * same: an outage of days shall not fill the log.
+ */
+static void
+fail_round(DatabaseState *state, Batch *batch, const Failure *failure,
+		   int64 first_ms)
+{
+	bool alone = successes > batch->successes_before;
+
+	batch->attempts = 0;
+	if (alone)
+		pause_for(&batch->pause,
+				  collector_round_ms(first_ms, batch->failed_rounds++,
+									 failure->retry_after));
+	else
+	{
+		dlist_iter iter;
+
+		/* after the pause rounds begin anew */
+		dlist_foreach(iter, &waiting)
+		{
+			dlist_container(Batch, node, iter.cur)->attempts = 0;
+		}
+		pause_for(&pause_all, collector_round_ms(first_ms, failed_rounds++,
+												 failure->retry_after));
+		rounds_failed++;
+	}
+
+	if (alone ? !batch->reported
+			  : (!failure_reported ||
+				 !collector_same_failure(&failure->kind, &reported_kind)))
+		ereport(
+			WARNING,
+			(errcode(ERRCODE_CONNECTION_FAILURE),
+			 errmsg("absmartly: could not publish events: %s", failure->error),
+			 alone ? errdetail("Other events are published meanwhile.")
+				   : errdetail("They are kept.  It is tried again and "
+							   "again, and reported anew only if the "
+							   "reason changes.")));
+	if (alone)
+		batch->reported = true;
+	else
+	{
+		failure_reported = true;
+		reported_kind = failure->kind;
+	}
+	worker_log_error(state, failure->error);
+	finish_ticket(state, ERRCODE_CONNECTION_FAILURE, failure->error);
+}
+
+/*
+ * An attempt has failed: plans a retry or ends the round.  A pause that the
+ * collector asks for is for all.
+ */
+static void
+fail_attempt(DatabaseState *state, Batch *batch, const Failure *failure)
+{
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	state->publish.failures++;
+	state->publish.last_error_at = GetCurrentTimestamp();
+	collector_copy_error(state->publish.last_error, failure->error);
+	LWLockRelease(&state->lock);
+
+	put_aside(batch);
+	if (batch->rounds_before != rounds_failed &&
+		collector_pause_left(&pause_all) > 0)
+		batch->attempts = 0; /* others have found out already */
+	else if (failure->kind.result == ATTEMPT_FAULT)
+		fail_round(state, batch, failure, COLLECTOR_FAULT_PAUSE_MS);
+	else if (batch->attempts > settings_max_retries ||
+			 failure->retry_after > COLLECTOR_MAX_RETRY_AFTER_S)
+		fail_round(state, batch, failure, COLLECTOR_ROUND_PAUSE_MS);
+	else
+	{
+		int64 pause_ms =
+			collector_retry_ms(batch->attempts, failure->retry_after);
+
+		pause_for(failure->retry_after > 0 ? &pause_all : &batch->pause,
+				  pause_ms);
+	}
+}
+
+/* An attempt has failed without a request. */
+static void
+fail_unasked(DatabaseState *state, Batch *batch, AttemptResult result,
+			 char *error)
+{
+	Failure failure = {.kind = {.result = result, .outcome = -1},
+					   .retry_after = -1,
+					   .error = error};
+
+	fail_attempt(state, batch, &failure);
+}
+
+/* Sends a batch that is in no list. */
+static void
+send_batch(DatabaseState *state, HttpClient *client, Batch *batch)
+{
+	CollectorCall call = {
+		.method = HTTP_PUT,
+		.endpoint = state->target.endpoint,
+		.path = batch_count(batch) == 1 ? "/context" : "/context/batch",
+		.application = batch->origin->application,
+		.application_version = batch->origin->application_version,
+		.environment = batch->origin->environment,
+		.max_answer = MAX_ANSWER,
+		.tag = batch};
+	char *error;
+
+	if (!batch->tried)
+		batch->successes_before = successes;
+	if (batch->attempts == 0)
+		batch->rounds_before = rounds_failed;
+	batch->tried = true;
+	batch->attempts++;
+
+	error = collector_read_key(&batch->key);
+	if (error != NULL)
+	{
+		fail_unasked(state, batch, ATTEMPT_FAULT, error);
+		return;
+	}
+	call.body = batch_body(batch, &call.body_length);
+	batch->request = collector_start(client, &call, &batch->key);
+	if (batch->request == NULL)
+	{
+		collector_forget_key(&batch->key);
+		fail_unasked(state, batch, ATTEMPT_RETRY, "out of memory");
+		return;
+	}
+	dlist_push_tail(&running, &batch->node);
+	nbatches++;
+	nrunning++;
+
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	state->publish.requests++;
+	if (batch->attempts > 1)
+		state->publish.retries++;
+	state->publish.bytes_sent += (int64) call.body_length;
+	LWLockRelease(&state->lock);
+}
+
+/* Where there is no batch endpoint, items leave their batch one by one. */
+static bool
+must_carve(const Batch *batch)
+{
+	return batch_missing && batch_count(batch) > 1;
+}
+
+/* Whether there may be another batch. */
+static bool
+may_add(void)
+{
+	return nbatches <= settings_max_connections;
+}
+
+/* Milliseconds until a waiting batch may be sent; -1: others come first. */
+static long
+batch_left(const Batch *batch)
+{
+	if (must_carve(batch) && !may_add())
+		return -1;
+	return Max(collector_pause_left(&batch->pause),
+			   collector_pause_left(&pause_all));
+}
+
+static void
+send_waiting(DatabaseState *state, HttpClient *client)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &waiting)
+	{
+		Batch *batch = dlist_container(Batch, node, iter.cur);
+
+		while (must_carve(batch) && batch_left(batch) == 0 &&
+			   nrunning < settings_max_connections)
+			send_batch(state, client, batch_carve(batch));
+		if (nrunning >= settings_max_connections)
+			break;
+		if (must_carve(batch) || batch_left(batch) != 0)
+			continue;
+		take_out(batch);
+		send_batch(state, client, batch);
+	}
+}
+
+/*
+ * Reading
+ */
+
+/* Takes note of what was committed. */
+static void
+listen_to_backends(DatabaseState *state)
+{
+	uint64 contexts = shared_events_take(state);
+
+	if (contexts > 0)
+	{
+		if (told == 0)
+			pause_for(&company, settings_publish_delay);
+		told += contexts;
+	}
+	if (told > 0 && (told >= (uint64) settings_batch_size ||
+					 collector_pause_left(&company) <= 0))
+	{
+		told = 0;
+		pass_wanted = true;
+	}
+	if (collector_pause_left(&fallback) <= 0)
+		pass_wanted = true;
+}
+
+static void
+step_pass(DatabaseState *state, void *argument)
+{
+	if (!started && !recovery)
+		outbox_worker_start(state);
+	started = true;
+	/* what was committed by now is seen by this pass */
+	(void) shared_events_take(state);
+	told = 0;
+	batch_pass();
+}
+
+typedef struct FillStep
+{
+	Batch *batch;
+	BatchRead result;
+} FillStep;
+
+static void
+step_fill(DatabaseState *state, void *argument)
+{
+	FillStep *fill = argument;
+
+	fill->result = batch_fill(state, fill->batch, batch_bytes);
+	batch_flush();
+}
+
+/* Whether there is something to read, and room for it. */
+static bool
+wants_to_read(void)
+{
+	return (pass_wanted || batch_more()) && may_add() &&
+		   nrunning < settings_max_connections;
+}
+
+/* Reads the next batch and lets it wait to be sent. */
+static void
+read_batch(DatabaseState *state)
+{
+	FillStep fill = {.result = BATCH_NO_MORE};
+
+	/* a ticket's pass begins after it, even if another one goes on */
+	if (pass_wanted && (!batch_more() || (ticket != 0 && !ticket_pass)))
+	{
+		if (!step_try(state, "could not read events", step_pass, NULL))
+			return;
+		pass_wanted = false;
+		ticket_pass = ticket != 0;
+		pause_for(&fallback, FALLBACK_MS);
+	}
+
+	fill.batch = batch_create(++last_serial);
+	if (!step_try(state, "could not read events", step_fill, &fill))
+	{
+		batch_recover(fill.batch);
+		pass_wanted = true;
+		ticket_pass = false;
+	}
+	else if (fill.result == BATCH_BLOCKED)
+		pause_for(&read_pause, BLOCKED_PAUSE_MS);
+
+	if (batch_count(fill.batch) > 0)
+		put_aside(fill.batch);
+	else
+		batch_free(fill.batch);
+	if (ticket != 0 && ticket_pass && !ticket_read && !batch_more())
+	{
+		ticket_read = true;
+		ticket_serial = last_serial;
+	}
+}
+
+/*
+ * What has waited in memory for long is written, lest a crash takes it: others
+ * than the worker cannot, or do not want to.
+ */
+static void
+save_queue(DatabaseState *state)
+{
+	if (recovery || drain_left(state) != 0 || step_pause_left() > 0 ||
+		!step_try(state, "could not write exposures to the outbox", drain_queue,
+				  NULL))
+		return;
+	/* a pass that has begun would not find them where they are now */
+	if (batch_more())
+		pass_wanted = true;
+	if (ticket != 0)
+	{
+		pass_wanted = true;
+		ticket_pass = false;
+		ticket_read = false;
+	}
+}
+
+void
+publish_begin(DatabaseState *state, HttpClient *client)
+{
+	const char *reason = obstacle(state);
+
+	take_ticket(state);
+	save_queue(state);
+	if (reason != NULL)
+	{
+		finish_ticket(state, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, reason);
+		return;
+	}
+
+	listen_to_backends(state);
+	if (collector_pause_left(&pause_all) > 0)
+		return;
+	send_waiting(state, client);
+	if (wants_to_read() && collector_pause_left(&read_pause) <= 0 &&
+		step_pause_left() <= 0)
+	{
+		read_batch(state);
+		send_waiting(state, client);
+	}
+}
+
+/*
+ * Answers
+ */
+
+bool
+publish_owns(const HttpRequest *request)
+{
+	return http_answer(request)->tag != NULL;
+}
+
+/* Adds up the events of a batch. */
+static void
+count_events(const Batch *batch, int64 *exposures, int64 *goals)
+{
+	*exposures = 0;
+	*goals = 0;
+	for (int i = batch->first; i < batch->nitems; i++)
+	{
+		*exposures += batch->items[i].exposures;
+		*goals += batch->items[i].goals;
+	}
+}
+
+static void
+succeed(DatabaseState *state, Batch *batch, const HttpAnswer *answer)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	size_t most = (size_t) settings_batch_bytes * 1024;
+	Response response;
+	int64 exposures;
+	int64 goals;
+	int remarks;
+
+	response_parse(&response, answer->body, answer->body_length, &batch->key);
+	remarks = response.nwarnings + response.nerrors;
+	count_events(batch, &exposures, &goals);
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	state->publish.exposures_sent += exposures;
+	state->publish.goals_sent += goals;
+	state->publish.last_success_at = now;
+	state->publish.last_error[0] = '\0';
+	LWLockRelease(&state->lock);
+	if (remarks > 0)
+	{
+		/* an error in a good answer stops nothing, either */
+		char *remark =
+			store_message(response.first_warning ? response.first_warning
+												 : response.errors[0].text,
+						  CurrentMemoryContext);
+
+		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+		state->publish.warnings += remarks;
+		collector_copy_error(state->publish.last_warning, remark);
+		LWLockRelease(&state->lock);
+	}
+
+	if (batch_missing && !batch_missing_told)
+	{
+		ereport(LOG, (errmsg("absmartly: the collector takes no batches: "
+							 "events are sent one context at a time")));
+		batch_missing_told = true;
+	}
+	if (failure_reported)
+		ereport(LOG, (errmsg("absmartly: publishing events works again")));
+	failure_reported = false;
+	failed_rounds = 0;
+	pause_all.until = 0;
+	successes++;
+	events_delivered += exposures + goals;
+	batch_bytes = Min(most, batch_bytes + batch_bytes / 64);
+
+	batch_done(batch);
+	collector_forget_key(&batch->key);
+	if (logger_wanted())
+		dlist_push_tail(&delivered, &batch->node);
+	else
+		batch_free(batch);
+}
+
+/* The collector finds a batch too large, or faulty without saying where. */
+static void
+halve(Batch *batch)
+{
+	Batch *half = batch_split(batch);
+
+	batch->attempts = 0;
+	half->tried = batch->tried;
+	half->successes_before = batch->successes_before;
+	put_aside(batch);
+	put_aside(half);
+}
+
+/* The collector blames events: others are delivered. */
+static void
+blame(DatabaseState *state, Batch *batch, const HttpAnswer *answer, bool html)
+{
+	if (!refused_blame(state, batch, answer, html))
+	{
+		halve(batch);
+		return;
+	}
+	batch_compact(batch);
+	batch->attempts = 0;
+	if (batch_count(batch) > 0)
+		put_aside(batch);
+	else
+		batch_free(batch);
+}
+
+/* The collector finds a request too large. */
+static void
+shrink(DatabaseState *state, Batch *batch, const HttpAnswer *answer, bool html)
+{
+	size_t length;
+
+	(void) batch_body(batch, &length);
+	batch_bytes = Max(Min(batch_bytes, length) / 2, LEAST_BATCH_BYTES);
+	if (batch_count(batch) > 1)
+		halve(batch);
+	else
+		blame(state, batch, answer, html);
+}
+
+static bool
+no_endpoint_status(int status)
+{
+	return status == 404 || status == 405 || status == 501;
+}
+
+void
+publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
+{
+	const HttpAnswer *answer = http_answer(request);
+	Batch *batch = answer->tag;
+	int status = answer->status;
+	bool complete =
+		answer->outcome == HTTP_ANSWERED || answer->outcome == HTTP_TOO_LARGE;
+	Failure failure;
+
+	Assert(batch->request == request);
+	take_out(batch);
+	nrunning--;
+	batch->request = NULL;
+
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	state->publish.latency_last_ms = answer->elapsed_ms;
+	state->publish.latency_total_ms += answer->elapsed_ms;
+	LWLockRelease(&state->lock);
+
+	(void) collector_judge(answer, &batch->key, &failure);
+	if (failure.kind.result == ATTEMPT_GOOD ||
+		(answer->outcome == HTTP_TOO_LARGE && status >= 200 && status < 300))
+		succeed(state, batch, answer);
+	else if (complete && status == 413)
+		shrink(state, batch, answer, failure.kind.html);
+	else if (complete && !failure.kind.html && (status == 400 || status == 422))
+		blame(state, batch, answer, false);
+	else if (complete && no_endpoint_status(status) && batch_count(batch) > 1)
+	{
+		batch_missing = true;
+		batch->attempts = 0;
+		put_aside(batch);
+	}
+	else
+	{
+		if (complete && no_endpoint_status(status))
+			batch_missing = false;
+		fail_attempt(state, batch, &failure);
+	}
+	http_release(client, request);
+}
+
+/*
+ * Settling
+ */
+
+static void
+step_park(DatabaseState *state, void *argument)
+{
+	batch_park_refused();
+}
+
+static void
+step_acknowledge(DatabaseState *state, void *argument)
+{
+	batch_acknowledge(state, *(bool *) argument);
+}
+
+typedef struct MaintainStep
+{
+	bool idle;
+	long again;
+} MaintainStep;
+
+static void
+step_maintain(DatabaseState *state, void *argument)
+{
+	MaintainStep *maintain = argument;
+
+	maintain->again = outbox_maintain(state, maintain->idle);
+}
+
+/* Whether nothing is under way, and nothing waits as far as is known. */
+static bool
+is_idle(void)
+{
+	return nbatches == 0 && !batch_more() && !pass_wanted && told == 0 &&
+		   !batch_have_done() && !batch_have_refused();
+}
+
+static void
+log_delivered(DatabaseState *state)
+{
+	while (!dlist_is_empty(&delivered))
+	{
+		Batch *batch =
+			dlist_container(Batch, node, dlist_pop_head_node(&delivered));
+
+		for (int i = batch->first; i < batch->nitems; i++)
+			worker_log_event(state, "publish", batch_item_text(batch, i),
+							 batch->items[i].length);
+		batch_free(batch);
+	}
+}
+
+/* Whether all that the ticket is about has been delivered. */
+static bool
+ticket_served(void)
+{
+	const dlist_head *lists[] = {&waiting, &running};
+
+	if (ticket == 0 || !ticket_read || batch_have_done() ||
+		batch_have_refused())
+		return false;
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_iter iter;
+
+		dlist_foreach(iter, unconstify(dlist_head *, lists[i]))
+		{
+			if (dlist_container(Batch, node, iter.cur)->serial <= ticket_serial)
+				return false;
+		}
+	}
+	return true;
+}
+
+/* Marks as delivered what is, and keeps what was refused. */
+static void
+acknowledge(DatabaseState *state, bool flush)
+{
+	if (batch_have_refused() &&
+		!step_try(state, "could not keep refused events", step_park, NULL))
+		return;
+	if (!batch_have_done())
+		return;
+	if (nbatches == 0 && !batch_more() && !pass_wanted)
+		flush = true;
+	if (collector_pause_left(&flush_pause) <= 0)
+		flush = true;
+	if (!step_try(state, "could not acknowledge delivered events",
+				  step_acknowledge, &flush))
+		return;
+	if (flush)
+		pause_for(&flush_pause, FLUSH_MS);
+	/* there may be something to tidy up */
+	maintenance.until = 0;
+}
+
+static void
+maintain(DatabaseState *state)
+{
+	MaintainStep maintain = {.idle = is_idle()};
+
+	if (recovery || !started || collector_pause_left(&maintenance) > 0 ||
+		maintenance.until == DT_NOEND)
+		return;
+	if (!step_try(state, "could not tidy up the outbox", step_maintain,
+				  &maintain))
+		return;
+	if (maintain.again >= 0)
+		pause_for(&maintenance, maintain.again);
+	else
+		maintenance.until = DT_NOEND;
+}
+
+/* Says what was dropped for want of room, at most once a minute. */
+static void
+report_drops(const DatabaseState *state)
+{
+	static CollectorPause pause;
+	static uint64 reported[2];
+	const pg_atomic_uint64 *counters = state->counters;
+	uint64 exposures = pg_atomic_read_u64(
+		unconstify(pg_atomic_uint64 *, &counters[COUNTER_EXPOSURES_DROPPED]));
+	uint64 goals = pg_atomic_read_u64(
+		unconstify(pg_atomic_uint64 *, &counters[COUNTER_GOALS_DROPPED]));
+
+	if (exposures == reported[0] && goals == reported[1])
+		return;
+	/* they have been set to zero */
+	if (exposures < reported[0] || goals < reported[1])
+		reported[0] = reported[1] = 0;
+	if (collector_pause_left(&pause) > 0)
+		return;
+	ereport(WARNING,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("absmartly: " UINT64_FORMAT " exposures and " UINT64_FORMAT
+					" goals were dropped",
+					exposures - reported[0], goals - reported[1]),
+			 errdetail("The outbox has reached \"absmartly.outbox_max_size\", "
+					   "or the memory queue is full."),
+			 errhint("The view absmartly_stat tells what stands in the way of "
+					 "delivery.")));
+	reported[0] = exposures;
+	reported[1] = goals;
+	pause_for(&pause, DROPS_REPORT_MS);
+}
+
+void
+publish_settle(DatabaseState *state)
+{
+	report_drops(state);
+	if (step_pause_left() <= 0)
+	{
+		acknowledge(state, false);
+		maintain(state);
+	}
+	log_delivered(state);
+	refused_report(recovery);
+	if (ticket_served())
+		finish_ticket(state, 0, NULL);
+}
+
+/*
+ * Life
+ */
+
+/* Nothing is known of the collector. */
+static void
+forget_collector(void)
+{
+	end_pauses();
+	failed_rounds = 0;
+	batch_missing = false;
+	batch_missing_told = false;
+	batch_bytes = (size_t) settings_batch_bytes * 1024;
+}
+
+void
+publish_start(DatabaseState *state)
+{
+	recovery = RecoveryInProgress();
+	started = false;
+	outbox_note_endpoint(state);
+	batch_start(recovery);
+	queue_worker_start(state);
+	forget_collector();
+	failure_reported = false;
+	pass_wanted = true;
+	maintenance.until = DT_NOEND;
+}
+
+/* Gives up all batches; their records are read again. */
+static void
+drop_batches(DatabaseState *state, HttpClient *client)
+{
+	dlist_head *lists[] = {&waiting, &running, &delivered};
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+		while (!dlist_is_empty(lists[i]))
+		{
+			Batch *batch =
+				dlist_container(Batch, node, dlist_pop_head_node(lists[i]));
+
+			if (batch->request != NULL)
+				http_release(client, batch->request);
+			batch_free(batch);
+		}
+	nbatches = 0;
+	nrunning = 0;
+	batch_release_all(state);
+}
+
+void
+publish_restart(DatabaseState *state, HttpClient *client)
+{
+	acknowledge(state, true);
+	drop_batches(state, client);
+	/* whoever waits is served by a new pass */
+	ticket = 0;
+	publish_start(state);
+}
+
+void
+publish_settings_changed(void)
+{
+	forget_collector();
+	told = 0;
+	pass_wanted = true;
+}
+
+long
+publish_timeout(DatabaseState *state)
+{
+	long timeout = -1;
+	uint32 wake_at = 0;
+	dlist_iter iter;
+
+	/* who puts something into an empty queue wakes the worker */
+	if (!recovery)
+	{
+		long left = drain_left(state);
+
+		if (left >= 0)
+			timeout = Max(left, step_pause_left());
+	}
+	if (obstacle(state) != NULL)
+	{
+		(void) shared_events_sleep(state, 0);
+		return timeout;
+	}
+
+	if (ticket_served())
+		timeout = 0;
+	else if (batch_have_done() || batch_have_refused())
+		timeout = collector_earlier(timeout, step_pause_left());
+	if (started && !recovery && maintenance.until != DT_NOEND)
+		timeout =
+			collector_earlier(timeout, Max(collector_pause_left(&maintenance),
+										   step_pause_left()));
+	if (nrunning < settings_max_connections)
+	{
+		dlist_foreach(iter, &waiting)
+		{
+			Batch *batch = dlist_container(Batch, node, iter.cur);
+
+			timeout = collector_earlier(timeout, batch_left(batch));
+		}
+		if (wants_to_read())
+			timeout = collector_earlier(
+				timeout,
+				Max(Max(collector_pause_left(&read_pause), step_pause_left()),
+					collector_pause_left(&pause_all)));
+		else if (may_add() && collector_pause_left(&pause_all) <= 0)
+		{
+			timeout =
+				collector_earlier(timeout, collector_pause_left(&fallback));
+			wake_at = 1;
+			if (told > 0)
+			{
+				timeout =
+					collector_earlier(timeout, collector_pause_left(&company));
+				wake_at = (uint32) Max(settings_batch_size - (int64) told, 1);
+			}
+		}
+	}
+	return shared_events_sleep(state, wake_at) ? timeout : 0;
+}
+
+WorkerState
+publish_state(void)
+{
+	if (nrunning > 0)
+		return WORKER_PUBLISHING;
+	if (failed_rounds > 0)
+		return WORKER_BACKING_OFF;
+	return nbatches > 0 ? WORKER_RETRYING : WORKER_IDLE;
+}
+
+void
+publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
+{
+	CollectorPause end;
+	bool send =
+		stop && recovery && obstacle(state) == NULL && drain_server_stops();
+	long left;
+
+	pause_for(&end, send ? STANDBY_SHUTDOWN_MS : SHUTDOWN_MS);
+	if (send)
+	{
+		end_pauses();
+		pass_wanted = true;
+	}
+	while ((left = collector_pause_left(&end)) > 0)
+	{
+		HttpRequest *request;
+
+		if (send)
+		{
+			long next;
+
+			publish_begin(state, client);
+			next = publish_timeout(state);
+			if (nbatches == 0 && !batch_more() && !pass_wanted)
+				break;
+			left = next < 0 ? left : Min(left, next);
+		}
+		else if (nrunning == 0)
+			break;
+		http_wait(client, left, PG_WAIT_EXTENSION);
+		CHECK_FOR_INTERRUPTS();
+		while ((request = http_next_done(client)) != NULL)
+			if (publish_owns(request))
+				publish_finish(state, client, request);
+		acknowledge(state, false);
+	}
+	acknowledge(state, true);
+	log_delivered(state);
+	if (stop && !recovery)
+	{
+		drop_batches(state, client);
+		(void) step_try(state,
+						"could not move events from memory to the outbox",
+						drain_queue, NULL);
+	}
+}

@@ -1,0 +1,56 @@
+/*
+ * publish.h
+ *		Delivery: events from the outbox and the memory queue to the collector
+ *		(DESIGN 6.2).
+ */
+#ifndef ABSMARTLY_WORKER_PUBLISH_H
+#define ABSMARTLY_WORKER_PUBLISH_H
+
+#include "postgres.h"
+
+#include "data/shared.h"
+#include "worker/http.h"
+
+/* At the worker's start. */
+extern void publish_start(DatabaseState *state);
+
+/* Sends what is due, as far as there are connections. */
+extern void publish_begin(DatabaseState *state, HttpClient *client);
+
+/* Whether a request that is done is publish_begin()'s. */
+extern bool publish_owns(const HttpRequest *request);
+
+/* A request of publish_begin()'s is done: judges it, and plans. */
+extern void publish_finish(DatabaseState *state, HttpClient *client,
+						   HttpRequest *request);
+
+/*
+ * After all requests that are done were handed to publish_finish():
+ * acknowledges, keeps dead letters, tells the waiters.
+ */
+extern void publish_settle(DatabaseState *state);
+
+/* The endpoint is another one: gives up what is running; it is sent anew. */
+extern void publish_restart(DatabaseState *state, HttpClient *client);
+
+/* Settings were read anew: pauses end. */
+extern void publish_settings_changed(void);
+
+/*
+ * Milliseconds until publish_begin() or publish_settle() has something to do,
+ * -1: nothing to do.  Tells committing backends when to wake the worker.
+ */
+extern long publish_timeout(DatabaseState *state);
+
+/* What there is to say about the worker from here. */
+extern WorkerState publish_state(void);
+
+/*
+ * The end: lets running requests come to theirs for a moment.  If stop is set,
+ * the worker does not come back at once: a primary moves the memory queue to
+ * the outbox, and a standby that shuts down sends what it can in 2 s.
+ */
+extern void publish_shutdown(DatabaseState *state, HttpClient *client,
+							 bool stop);
+
+#endif /* ABSMARTLY_WORKER_PUBLISH_H */

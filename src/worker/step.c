@@ -1,0 +1,77 @@
+/*
+ * step.c
+ *		Steps of the delivery that may raise, without ending the worker.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "storage/lwlock.h"
+#include "utils/timestamp.h"
+
+#include "worker/collector.h"
+#include "worker/step.h"
+
+#define PAUSE_MS 1000
+#define MAX_DOUBLINGS 6
+#define REPORT_MS 60000
+
+static CollectorPause rest;
+static int failed = 0; /* in a row */
+static CollectorPause report_pause;
+static int reported_code = 0;
+
+bool
+step_try(DatabaseState *state, const char *what, StepFunction step,
+		 void *argument)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool good = false;
+
+	PG_TRY();
+	{
+		step(state, argument);
+		failed = 0;
+		good = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		LWLockReleaseAll();
+		MemoryContextSwitchTo(context);
+		if (error->sqlerrcode != reported_code ||
+			collector_pause_left(&report_pause) <= 0)
+		{
+			ereport(WARNING,
+					(errcode(error->sqlerrcode),
+					 errmsg("absmartly: %s: %s", what, error->message),
+					 error->detail ? errdetail("%s", error->detail) : 0,
+					 errhint("Nothing is lost: it is tried again.")));
+			reported_code = error->sqlerrcode;
+			collector_pause(&report_pause, GetCurrentTimestamp(), REPORT_MS);
+		}
+		FreeErrorData(error);
+		collector_pause(
+			&rest, GetCurrentTimestamp(),
+			collector_round_ms(PAUSE_MS, Min(failed++, MAX_DOUBLINGS), 0));
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return good;
+}
+
+long
+step_pause_left(void)
+{
+	return collector_pause_left(&rest);
+}
+
+void
+step_end_pause(void)
+{
+	rest.until = 0;
+}
