@@ -93,6 +93,125 @@ COMMENT ON FUNCTION absmartly_explain(jsonb, text, jsonb) IS
 'why these units get this variant of an experiment';
 
 --
+-- Events
+--
+
+--
+-- Assignment with exposure
+--
+
+CREATE FUNCTION absmartly_treatment(
+	units jsonb,
+	experiment text,
+	attributes jsonb DEFAULT NULL,
+	custom_variant int DEFAULT NULL,
+	exposed_at timestamptz DEFAULT NULL,
+	historic boolean DEFAULT NULL)
+RETURNS int
+AS 'MODULE_PATHNAME', 'absmartly_treatment'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 40;
+
+COMMENT ON FUNCTION absmartly_treatment(jsonb, text, jsonb, int, timestamptz, boolean) IS
+'variant of an experiment for these units; queues its exposure';
+
+CREATE FUNCTION absmartly_unit_treatment(
+	uid text,
+	experiment text,
+	attributes jsonb DEFAULT NULL,
+	exposed_at timestamptz DEFAULT NULL,
+	historic boolean DEFAULT NULL)
+RETURNS int
+AS 'MODULE_PATHNAME', 'absmartly_unit_treatment_text'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 40;
+
+COMMENT ON FUNCTION absmartly_unit_treatment(text, text, jsonb, timestamptz, boolean) IS
+'variant of an experiment for one unit, of the type that the experiment names; queues its exposure';
+
+CREATE FUNCTION absmartly_unit_treatment(
+	uid bigint,
+	experiment text,
+	attributes jsonb DEFAULT NULL,
+	exposed_at timestamptz DEFAULT NULL,
+	historic boolean DEFAULT NULL)
+RETURNS int
+AS 'MODULE_PATHNAME', 'absmartly_unit_treatment_bigint'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 40;
+
+COMMENT ON FUNCTION absmartly_unit_treatment(bigint, text, jsonb, timestamptz, boolean) IS
+'variant of an experiment for one unit, of the type that the experiment names; queues its exposure';
+
+CREATE FUNCTION absmartly_unit_treatment(
+	uid uuid,
+	experiment text,
+	attributes jsonb DEFAULT NULL,
+	exposed_at timestamptz DEFAULT NULL,
+	historic boolean DEFAULT NULL)
+RETURNS int
+AS 'MODULE_PATHNAME', 'absmartly_unit_treatment_uuid'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 40;
+
+COMMENT ON FUNCTION absmartly_unit_treatment(uuid, text, jsonb, timestamptz, boolean) IS
+'variant of an experiment for one unit, of the type that the experiment names; queues its exposure';
+
+CREATE FUNCTION absmartly_variable_value(
+	units jsonb,
+	key text,
+	default_value anyelement,
+	attributes jsonb DEFAULT NULL,
+	exposed_at timestamptz DEFAULT NULL,
+	historic boolean DEFAULT NULL)
+RETURNS anyelement
+AS 'MODULE_PATHNAME', 'absmartly_variable_value'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 50;
+
+COMMENT ON FUNCTION absmartly_variable_value(jsonb, text, anyelement, jsonb, timestamptz, boolean) IS
+'value of a variable for these units, or the default; queues the exposures of the experiments it consults';
+
+CREATE FUNCTION absmartly_variable_value(
+	units jsonb,
+	key text,
+	default_value text,
+	attributes jsonb DEFAULT NULL,
+	exposed_at timestamptz DEFAULT NULL,
+	historic boolean DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'absmartly_variable_value'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 50;
+
+COMMENT ON FUNCTION absmartly_variable_value(jsonb, text, text, jsonb, timestamptz, boolean) IS
+'value of a variable for these units, or the default; queues the exposures of the experiments it consults';
+
+--
+-- Goals
+--
+
+CREATE FUNCTION absmartly_track(
+	units jsonb,
+	goal text,
+	properties jsonb DEFAULT NULL,
+	achieved_at timestamptz DEFAULT NULL,
+	attributes jsonb DEFAULT NULL,
+	historic boolean DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_track'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 50;
+
+COMMENT ON FUNCTION absmartly_track(jsonb, text, jsonb, timestamptz, jsonb, boolean) IS
+'queues a goal of these units';
+
+--
+-- Goals from triggers
+--
+
+CREATE FUNCTION absmartly_track_trigger()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'absmartly_track_trigger'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION absmartly_track_trigger() IS
+'tracks a goal for each row: arguments are the goal, units as unit_type=column, properties as columns, and the options achieved_at=column and attributes=column';
+
+--
 -- Variables, custom fields, experiments
 --
 
@@ -303,6 +422,13 @@ COMMENT ON FUNCTION absmartly_refresh(interval) IS
 'fetches the experiments now and waits for them; gives the generation of the data';
 REVOKE ALL ON FUNCTION absmartly_refresh(interval) FROM PUBLIC;
 
+CREATE FUNCTION absmartly_publish(timeout interval DEFAULT '10 s')
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION absmartly_publish(interval) IS
+'waits until all events that are committed are delivered; gives their number';
+REVOKE ALL ON FUNCTION absmartly_publish(interval) FROM PUBLIC;
+
 CREATE FUNCTION absmartly_set_context_data(data json) RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION absmartly_set_context_data(json) IS
@@ -322,6 +448,362 @@ AS 'MODULE_PATHNAME' LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 1;
 COMMENT ON FUNCTION absmartly_shared_data() IS
 'the experiment data in use and where it comes from; no row if there is none';
 REVOKE ALL ON FUNCTION absmartly_shared_data() FROM PUBLIC;
+
+--
+-- The outbox
+--
+
+-- Three heaps of one shape, which src/events/heaps.c writes and reads by the
+-- layout of their rows: no index, nothing toasted, nothing null; application,
+-- its version and the environment are in UTF-8 whatever the database has.
+--
+-- For PostgreSQL they are materialized views.  These are heaps like tables, but
+-- no publication has them, not even one of all tables, so that a subscriber
+-- needs nothing of ours; no INSERT, UPDATE, DELETE or TRUNCATE touches them; and
+-- they take no part in serialization conflicts.  A REFRESH, which would empty
+-- them, is refused by the guard.
+
+CREATE FUNCTION absmartly_outbox_guard() RETURNS boolean
+AS 'MODULE_PATHNAME', 'absmartly_outbox_guard'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION absmartly_outbox_guard() IS
+'keeps the outbox from being refreshed, which would empty it';
+REVOKE ALL ON FUNCTION absmartly_outbox_guard() FROM PUBLIC;
+
+CREATE MATERIALIZED VIEW absmartly_outbox_a
+WITH (fillfactor = 100, autovacuum_enabled = off)
+AS SELECT
+	0::int AS status,
+	0::oid AS database,
+	0::bigint AS endpoint,
+	now() AS created,
+	0::bigint AS record,
+	0::int AS chunk,
+	0::int AS chunks,
+	0::int AS contexts,
+	0::int AS exposures,
+	0::int AS goals,
+	''::bytea AS application,
+	''::bytea AS application_version,
+	''::bytea AS environment,
+	''::text AS note,
+	''::bytea AS payload
+WHERE @extschema@.absmartly_outbox_guard();
+ALTER MATERIALIZED VIEW absmartly_outbox_a
+	ALTER COLUMN application SET STORAGE PLAIN,
+	ALTER COLUMN application_version SET STORAGE PLAIN,
+	ALTER COLUMN environment SET STORAGE PLAIN,
+	ALTER COLUMN note SET STORAGE PLAIN,
+	ALTER COLUMN payload SET STORAGE PLAIN;
+COMMENT ON MATERIALIZED VIEW absmartly_outbox_a IS
+'events that wait to be sent';
+REVOKE ALL ON absmartly_outbox_a FROM PUBLIC;
+
+CREATE MATERIALIZED VIEW absmartly_outbox_b
+WITH (fillfactor = 100, autovacuum_enabled = off)
+AS SELECT
+	0::int AS status,
+	0::oid AS database,
+	0::bigint AS endpoint,
+	now() AS created,
+	0::bigint AS record,
+	0::int AS chunk,
+	0::int AS chunks,
+	0::int AS contexts,
+	0::int AS exposures,
+	0::int AS goals,
+	''::bytea AS application,
+	''::bytea AS application_version,
+	''::bytea AS environment,
+	''::text AS note,
+	''::bytea AS payload
+WHERE @extschema@.absmartly_outbox_guard();
+ALTER MATERIALIZED VIEW absmartly_outbox_b
+	ALTER COLUMN application SET STORAGE PLAIN,
+	ALTER COLUMN application_version SET STORAGE PLAIN,
+	ALTER COLUMN environment SET STORAGE PLAIN,
+	ALTER COLUMN note SET STORAGE PLAIN,
+	ALTER COLUMN payload SET STORAGE PLAIN;
+COMMENT ON MATERIALIZED VIEW absmartly_outbox_b IS
+'events that wait to be sent';
+REVOKE ALL ON absmartly_outbox_b FROM PUBLIC;
+
+CREATE MATERIALIZED VIEW absmartly_outbox_parked
+WITH (fillfactor = 100, autovacuum_enabled = off)
+AS SELECT
+	0::int AS status,
+	0::oid AS database,
+	0::bigint AS endpoint,
+	now() AS created,
+	0::bigint AS record,
+	0::int AS chunk,
+	0::int AS chunks,
+	0::int AS contexts,
+	0::int AS exposures,
+	0::int AS goals,
+	''::bytea AS application,
+	''::bytea AS application_version,
+	''::bytea AS environment,
+	''::text AS note,
+	''::bytea AS payload
+WHERE @extschema@.absmartly_outbox_guard();
+ALTER MATERIALIZED VIEW absmartly_outbox_parked
+	ALTER COLUMN application SET STORAGE PLAIN,
+	ALTER COLUMN application_version SET STORAGE PLAIN,
+	ALTER COLUMN environment SET STORAGE PLAIN,
+	ALTER COLUMN note SET STORAGE PLAIN,
+	ALTER COLUMN payload SET STORAGE PLAIN;
+COMMENT ON MATERIALIZED VIEW absmartly_outbox_parked IS
+'events that must stay: refused by the collector, of another database, or not readable';
+REVOKE ALL ON absmartly_outbox_parked FROM PUBLIC;
+
+CREATE FUNCTION absmartly_decode_events(
+	payload bytea,
+	OUT context int,
+	OUT unit_types text[],
+	OUT units text[],
+	OUT historic boolean,
+	OUT attributes json,
+	OUT kind text,
+	OUT event_time timestamptz,
+	OUT experiment text,
+	OUT experiment_id bigint,
+	OUT unit_type text,
+	OUT variant int,
+	OUT assigned boolean,
+	OUT eligible boolean,
+	OUT overridden boolean,
+	OUT full_on boolean,
+	OUT custom boolean,
+	OUT audience_mismatch boolean,
+	OUT rule_override boolean,
+	OUT held_out boolean,
+	OUT holdout_id bigint,
+	OUT goal text,
+	OUT properties json)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'absmartly_decode_events'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE COST 1000 ROWS 100;
+
+COMMENT ON FUNCTION absmartly_decode_events(bytea) IS
+'events of a payload of the outbox, a row each';
+REVOKE ALL ON FUNCTION absmartly_decode_events(bytea) FROM PUBLIC;
+
+CREATE FUNCTION absmartly_outbox_memory(
+	OUT record bigint,
+	OUT created timestamptz,
+	OUT database oid,
+	OUT contexts int,
+	OUT exposures int,
+	OUT goals int,
+	OUT application bytea,
+	OUT application_version bytea,
+	OUT environment bytea,
+	OUT payload bytea)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'absmartly_outbox_memory'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 100;
+COMMENT ON FUNCTION absmartly_outbox_memory() IS
+'records that wait in the memory queue';
+REVOKE ALL ON FUNCTION absmartly_outbox_memory() FROM PUBLIC;
+
+-- A record is one or more rows, its chunks.  While the worker marks them one by
+-- one, and they are seen neither as waiting nor as done, the record is left out.
+
+CREATE VIEW absmartly_outbox AS
+	SELECT place,
+		CASE status
+			WHEN 0 THEN 'waiting'
+			WHEN 2 THEN 'foreign'
+			WHEN 3 THEN 'dead'
+			WHEN 4 THEN 'unreadable'
+		END AS status,
+		record, created, database,
+		max(contexts) AS contexts,
+		max(exposures) AS exposures,
+		max(goals) AS goals,
+		pg_catalog.convert_from(application, 'UTF8') AS application,
+		pg_catalog.convert_from(application_version, 'UTF8')
+			AS application_version,
+		pg_catalog.convert_from(environment, 'UTF8') AS environment,
+		sum(octet_length(payload)) AS bytes,
+		max(note) AS note
+	FROM (
+		SELECT 'a' AS place, * FROM @extschema@.absmartly_outbox_a
+		UNION ALL
+		SELECT 'b', * FROM @extschema@.absmartly_outbox_b
+		UNION ALL
+		SELECT 'parked', * FROM @extschema@.absmartly_outbox_parked
+		UNION ALL
+		SELECT 'memory', 0, database, 0, created, record, 0, 1, contexts,
+			exposures, goals, application, application_version, environment,
+			'', payload
+		FROM @extschema@.absmartly_outbox_memory()) AS chunk
+	WHERE status IN (0, 2, 3, 4)
+	GROUP BY place, status, record, created, database,
+		application, application_version, environment
+	HAVING count(*) = max(chunks);
+
+COMMENT ON VIEW absmartly_outbox IS
+'records that wait in the outbox or are kept there, a row each';
+COMMENT ON COLUMN absmartly_outbox.place IS
+'where the record is: a or b, of which one is written while the other is emptied, parked, or in memory';
+COMMENT ON COLUMN absmartly_outbox.status IS
+'waiting; foreign: of another database or endpoint; dead: refused by the collector; unreadable: of an unknown version';
+COMMENT ON COLUMN absmartly_outbox.record IS
+'id of the record, for absmartly_requeue and absmartly_discard';
+COMMENT ON COLUMN absmartly_outbox.created IS
+'when the transaction that made the record ended';
+COMMENT ON COLUMN absmartly_outbox.database IS
+'database whose events these are';
+COMMENT ON COLUMN absmartly_outbox.contexts IS
+'publish requests that the record becomes';
+COMMENT ON COLUMN absmartly_outbox.application IS
+'application that the events are sent under; empty: the one in force when they are sent';
+COMMENT ON COLUMN absmartly_outbox.bytes IS
+'size of the encoded events';
+COMMENT ON COLUMN absmartly_outbox.note IS
+'why the record is kept; the collector''s words if it was refused';
+REVOKE ALL ON absmartly_outbox FROM PUBLIC;
+
+CREATE VIEW absmartly_pending_events AS
+	SELECT waiting.place, waiting.record, waiting.created,
+		event.context, event.kind, event.event_time,
+		event.unit_types, event.units,
+		event.experiment, event.experiment_id, event.unit_type, event.variant,
+		event.assigned, event.eligible, event.overridden, event.full_on,
+		event.custom, event.audience_mismatch, event.rule_override,
+		event.held_out, event.holdout_id,
+		event.goal, event.properties, event.attributes, event.historic
+	FROM (
+		SELECT place, record, created,
+			string_agg(payload, '' ORDER BY chunk) AS payload
+		FROM (
+			SELECT 'a' AS place, * FROM @extschema@.absmartly_outbox_a
+			UNION ALL
+			SELECT 'b', * FROM @extschema@.absmartly_outbox_b
+			UNION ALL
+			SELECT 'parked', * FROM @extschema@.absmartly_outbox_parked)
+			AS chunk
+		WHERE status = 0
+		GROUP BY place, record, created
+		HAVING count(*) = max(chunks)
+		UNION ALL
+		SELECT 'memory', record, created, payload
+		FROM @extschema@.absmartly_outbox_memory()) AS waiting,
+		LATERAL @extschema@.absmartly_decode_events(waiting.payload) AS event;
+
+COMMENT ON VIEW absmartly_pending_events IS
+'events that wait to be sent, a row each';
+COMMENT ON COLUMN absmartly_pending_events.context IS
+'number of the publish request within the record';
+COMMENT ON COLUMN absmartly_pending_events.kind IS
+'exposure or goal';
+COMMENT ON COLUMN absmartly_pending_events.event_time IS
+'when the exposure or goal happened';
+COMMENT ON COLUMN absmartly_pending_events.unit_types IS
+'types of the units';
+COMMENT ON COLUMN absmartly_pending_events.units IS
+'hashes of the units, in the order of unit_types';
+COMMENT ON COLUMN absmartly_pending_events.unit_type IS
+'type of the units that the experiment assigns';
+COMMENT ON COLUMN absmartly_pending_events.attributes IS
+'attributes as they are sent';
+REVOKE ALL ON absmartly_pending_events FROM PUBLIC;
+
+CREATE VIEW absmartly_dead_letters AS
+	SELECT dead.record, dead.created, dead.note,
+		event.context, event.kind, event.event_time,
+		event.unit_types, event.units,
+		event.experiment, event.experiment_id, event.unit_type, event.variant,
+		event.assigned, event.eligible, event.overridden, event.full_on,
+		event.custom, event.audience_mismatch, event.rule_override,
+		event.held_out, event.holdout_id,
+		event.goal, event.properties, event.attributes, event.historic
+	FROM (
+		SELECT record, created, max(note) AS note,
+			string_agg(payload, '' ORDER BY chunk) AS payload
+		FROM @extschema@.absmartly_outbox_parked
+		WHERE status = 3
+		GROUP BY record, created
+		HAVING count(*) = max(chunks)) AS dead,
+		LATERAL @extschema@.absmartly_decode_events(dead.payload) AS event;
+
+COMMENT ON VIEW absmartly_dead_letters IS
+'events that the collector refused for good, a row each';
+COMMENT ON COLUMN absmartly_dead_letters.record IS
+'id of the record, for absmartly_requeue and absmartly_discard';
+COMMENT ON COLUMN absmartly_dead_letters.note IS
+'the collector''s words';
+COMMENT ON COLUMN absmartly_dead_letters.context IS
+'number of the publish request within the record';
+REVOKE ALL ON absmartly_dead_letters FROM PUBLIC;
+
+--
+-- Backfills
+--
+
+-- The procedures commit, so that they are for CALL outside of transaction
+-- blocks only.  They run with the caller's rights, who reads the source and
+-- calls absmartly_track() or absmartly_treatment(); how far they have got is
+-- kept by role.
+
+CREATE PROCEDURE absmartly_backfill_goals(
+	source regclass,
+	key text,
+	goal text,
+	units text,
+	properties text DEFAULT '',
+	achieved_at text DEFAULT NULL,
+	attributes text DEFAULT NULL,
+	filter text DEFAULT NULL,
+	chunk int DEFAULT 10000,
+	name text DEFAULT NULL,
+	restart boolean DEFAULT false)
+AS 'MODULE_PATHNAME', 'absmartly_backfill_goals'
+LANGUAGE C;
+
+COMMENT ON PROCEDURE absmartly_backfill_goals(regclass, text, text, text, text, text, text, text, int, text, boolean) IS
+'tracks a historic goal for each row of a table, in the order of a unique key, committing after each chunk; the next call of a backfill that was interrupted goes on where it stopped';
+
+CREATE PROCEDURE absmartly_backfill_exposures(
+	source regclass,
+	key text,
+	experiment text,
+	units text,
+	exposed_at text DEFAULT NULL,
+	attributes text DEFAULT NULL,
+	filter text DEFAULT NULL,
+	chunk int DEFAULT 10000,
+	name text DEFAULT NULL,
+	restart boolean DEFAULT false)
+AS 'MODULE_PATHNAME', 'absmartly_backfill_exposures'
+LANGUAGE C;
+
+COMMENT ON PROCEDURE absmartly_backfill_exposures(regclass, text, text, text, text, text, text, int, text, boolean) IS
+'assigns the units of each row of a table and queues a historic exposure, in the order of a unique key, committing after each chunk; the next call of a backfill that was interrupted goes on where it stopped';
+
+--
+-- Parked events
+--
+
+CREATE FUNCTION absmartly_requeue(record bigint DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'absmartly_requeue'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION absmartly_requeue(bigint) IS
+'lets the events of a parked record, or of all of them, be sent again; gives their number; takes effect at once, and a rollback does not undo it';
+REVOKE ALL ON FUNCTION absmartly_requeue(bigint) FROM PUBLIC;
+
+CREATE FUNCTION absmartly_discard(record bigint DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'absmartly_discard'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION absmartly_discard(bigint) IS
+'drops the events of a parked record, or of all of them, for good; gives their number; takes effect at once, and a rollback does not undo it';
+REVOKE ALL ON FUNCTION absmartly_discard(bigint) FROM PUBLIC;
 
 --
 -- Monitoring
@@ -348,6 +830,34 @@ CREATE FUNCTION absmartly_stat_get(
 	OUT fetch_mean_ms double precision,
 	OUT data_versions integer,
 	OUT data_bytes bigint,
+	OUT last_publish_at timestamptz,
+	OUT last_publish_error text,
+	OUT last_publish_error_at timestamptz,
+	OUT exposures_queued bigint,
+	OUT goals_queued bigint,
+	OUT exposures_deduplicated bigint,
+	OUT exposures_sent bigint,
+	OUT goals_sent bigint,
+	OUT exposures_rejected bigint,
+	OUT goals_rejected bigint,
+	OUT exposures_dropped bigint,
+	OUT goals_dropped bigint,
+	OUT outbox_records bigint,
+	OUT outbox_events bigint,
+	OUT outbox_bytes bigint,
+	OUT outbox_oldest_age interval,
+	OUT foreign_records bigint,
+	OUT dead_letters bigint,
+	OUT memory_queue_entries bigint,
+	OUT memory_queue_bytes bigint,
+	OUT publish_requests bigint,
+	OUT publish_failures bigint,
+	OUT publish_retries bigint,
+	OUT publish_bytes bigint,
+	OUT publish_last_ms double precision,
+	OUT publish_mean_ms double precision,
+	OUT publish_warnings bigint,
+	OUT last_publish_warning text,
 	OUT stat_reset_at timestamptz)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
@@ -364,7 +874,7 @@ COMMENT ON COLUMN absmartly_stat.mode IS
 COMMENT ON COLUMN absmartly_stat.worker_pid IS
 'process of this database''s worker; null: none runs';
 COMMENT ON COLUMN absmartly_stat.worker_state IS
-'not running, starting, idle, fetching, retrying, backing off or logging';
+'not running, starting, idle, fetching, publishing, retrying, backing off or logging';
 COMMENT ON COLUMN absmartly_stat.ready IS
 'whether there is experiment data to assign with';
 COMMENT ON COLUMN absmartly_stat.generation IS
@@ -399,6 +909,62 @@ COMMENT ON COLUMN absmartly_stat.data_versions IS
 'versions of the data in shared memory: the one in use, and older ones that statements still read';
 COMMENT ON COLUMN absmartly_stat.data_bytes IS
 'shared memory that they take';
+COMMENT ON COLUMN absmartly_stat.last_publish_at IS
+'when a request with events last succeeded';
+COMMENT ON COLUMN absmartly_stat.last_publish_error IS
+'why the last request with events failed; null if it did not';
+COMMENT ON COLUMN absmartly_stat.last_publish_error_at IS
+'when a request with events last failed';
+COMMENT ON COLUMN absmartly_stat.exposures_queued IS
+'exposures that committed transactions have queued';
+COMMENT ON COLUMN absmartly_stat.goals_queued IS
+'goals that committed transactions have queued';
+COMMENT ON COLUMN absmartly_stat.exposures_deduplicated IS
+'exposures that were not queued since an identical one was, within absmartly.exposure_dedup_interval';
+COMMENT ON COLUMN absmartly_stat.exposures_sent IS
+'exposures that the collector has taken';
+COMMENT ON COLUMN absmartly_stat.goals_sent IS
+'goals that the collector has taken';
+COMMENT ON COLUMN absmartly_stat.exposures_rejected IS
+'exposures that the collector has refused for good';
+COMMENT ON COLUMN absmartly_stat.goals_rejected IS
+'goals that the collector has refused for good';
+COMMENT ON COLUMN absmartly_stat.exposures_dropped IS
+'exposures for which there was no room';
+COMMENT ON COLUMN absmartly_stat.goals_dropped IS
+'goals for which there was no room in memory';
+COMMENT ON COLUMN absmartly_stat.outbox_records IS
+'records that wait in the outbox';
+COMMENT ON COLUMN absmartly_stat.outbox_events IS
+'events in them';
+COMMENT ON COLUMN absmartly_stat.outbox_bytes IS
+'size of the outbox on disk';
+COMMENT ON COLUMN absmartly_stat.outbox_oldest_age IS
+'age of the oldest record that waits; null if none does';
+COMMENT ON COLUMN absmartly_stat.foreign_records IS
+'records of another database or endpoint, which are not sent: see absmartly_outbox';
+COMMENT ON COLUMN absmartly_stat.dead_letters IS
+'events in absmartly_dead_letters';
+COMMENT ON COLUMN absmartly_stat.memory_queue_entries IS
+'entries that wait in the memory queue';
+COMMENT ON COLUMN absmartly_stat.memory_queue_bytes IS
+'memory that they take';
+COMMENT ON COLUMN absmartly_stat.publish_requests IS
+'requests with events, retries included';
+COMMENT ON COLUMN absmartly_stat.publish_failures IS
+'those that failed';
+COMMENT ON COLUMN absmartly_stat.publish_retries IS
+'those that repeated a failed one';
+COMMENT ON COLUMN absmartly_stat.publish_bytes IS
+'bytes of the requests with events';
+COMMENT ON COLUMN absmartly_stat.publish_last_ms IS
+'duration of the last one in milliseconds';
+COMMENT ON COLUMN absmartly_stat.publish_mean_ms IS
+'mean duration in milliseconds';
+COMMENT ON COLUMN absmartly_stat.publish_warnings IS
+'remarks of the collector on events that it has taken';
+COMMENT ON COLUMN absmartly_stat.last_publish_warning IS
+'the last one of them';
 COMMENT ON COLUMN absmartly_stat.stat_reset_at IS
 'when the counters were last set to zero';
 REVOKE ALL ON absmartly_stat FROM PUBLIC;

@@ -319,6 +319,16 @@ md5_stream_end(Md5Stream *stream, Md5State *result)
 	md5_block(stream->block, &stream->state, result);
 }
 
+/* The bytes of a digest. */
+static inline void
+md5_store(const Md5State *state, uint8_t digest[16])
+{
+	store_le32(digest, state->a);
+	store_le32(digest + 4, state->b);
+	store_le32(digest + 8, state->c);
+	store_le32(digest + 12, state->d);
+}
+
 /* The MD5 of any bytes (RFC 1321). */
 void
 md5_digest(const void *data, size_t length, uint8_t digest[16])
@@ -329,11 +339,7 @@ md5_digest(const void *data, size_t length, uint8_t digest[16])
 	md5_stream_init(&stream);
 	md5_stream_add(&stream, data, length);
 	md5_stream_end(&stream, &state);
-
-	store_le32(digest, state.a);
-	store_le32(digest + 4, state.b);
-	store_le32(digest + 8, state.c);
-	store_le32(digest + 12, state.d);
+	md5_store(&state, digest);
 }
 
 /* MurmurHash3, x86 32-bit variant (protocol 3, "Assigner"). */
@@ -494,10 +500,9 @@ utf16_unit_bytes(const char *text, size_t length, char *result)
  * it stands, the rest goes through a small buffer.
  */
 static void
-unit_hash_long(const char *text, size_t length, UnitHash *hash)
+unit_md5_long(const char *text, size_t length, Md5State *state)
 {
 	Md5Stream stream;
-	Md5State state;
 	size_t done = 0;
 
 	md5_stream_init(&stream);
@@ -522,27 +527,52 @@ unit_hash_long(const char *text, size_t length, UnitHash *hash)
 			done += 4;
 		}
 	}
-	md5_stream_end(&stream, &state);
-	unit_hash_finish(&state, hash);
+	md5_stream_end(&stream, state);
+}
+
+/* The MD5 of a unit; in line, so that what follows has it in registers. */
+static inline __attribute__((always_inline)) void
+unit_md5(const char *text, size_t length, Md5State *state)
+{
+	uint8_t block[MD5_BLOCK];
+
+	if (ENGINE_LIKELY(length <= MD5_ONE_BLOCK &&
+					  md5_fill_block(block, text, length)))
+		md5_block(block, &md5_initial, state);
+	else
+		unit_md5_long(text, length, state);
 }
 
 /* The hash of a unit (protocol 3, "Unit hash"). */
 void
 unit_hash(const char *text, size_t length, UnitHash *hash)
 {
-	if (ENGINE_LIKELY(length <= MD5_ONE_BLOCK))
-	{
-		uint8_t block[MD5_BLOCK];
-		Md5State state;
+	Md5State state;
 
-		if (ENGINE_LIKELY(md5_fill_block(block, text, length)))
-		{
-			md5_block(block, &md5_initial, &state);
-			unit_hash_finish(&state, hash);
-			return;
-		}
-	}
-	unit_hash_long(text, length, hash);
+	unit_md5(text, length, &state);
+	unit_hash_finish(&state, hash);
+}
+
+/* The same without base64url and murmur3. */
+void
+unit_digest(const char *text, size_t length, uint8_t digest[16])
+{
+	Md5State state;
+
+	unit_md5(text, length, &state);
+	md5_store(&state, digest);
+}
+
+/* Both. */
+void
+unit_hash_and_digest(const char *text, size_t length, UnitHash *hash,
+					 uint8_t digest[16])
+{
+	Md5State state;
+
+	unit_md5(text, length, &state);
+	md5_store(&state, digest);
+	unit_hash_finish(&state, hash);
 }
 
 /* The UnitHash of a text that is a hash already. */

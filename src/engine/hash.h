@@ -43,6 +43,13 @@ extern size_t utf16_unit_bytes(const char *text, size_t length, char *result);
 extern void unit_hash(const char *text, size_t length, UnitHash *hash);
 
 /*
+ * The 16 bytes that the hash is the text of, alone and together with it.
+ */
+extern void unit_digest(const char *text, size_t length, uint8_t digest[16]);
+extern void unit_hash_and_digest(const char *text, size_t length,
+								 UnitHash *hash, uint8_t digest[16]);
+
+/*
  * The UnitHash of an already known hash text, of any length: the murmur is that
  * of the whole text; hash->text holds its first 22 bytes, filled up with NULs.
  */

@@ -13,9 +13,8 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "utils/builtins.h"
-#include "utils/uuid.h"
 
+#include "sql/assignment.h"
 #include "sql/evaluation.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
@@ -32,27 +31,12 @@ peek(const DataVersion *version, const SnapExperiment *experiment,
 	 const text *name, const int32 *custom, UnitValue *unit,
 	 bool has_attributes, Datum attributes)
 {
-	Evaluation evaluation;
-	AssignRequest request;
 	Assignment result;
-	EngineStatus status;
 
 	if (has_attributes)
 		evaluation_check_object(attributes, "attributes");
-	if (unlikely(evaluation_needed(experiment)))
-		evaluation_begin(&evaluation, version, has_attributes, attributes);
-
-	request.snapshot = data_version_snapshot(version);
-	request.experiment = experiment;
-	request.override = evaluation_override(name);
-	request.custom = custom;
-	request.unit = unit_from_value;
-	request.unit_context = unit;
-	request.eval = &evaluation.context;
-	request.trace = NULL;
-	status = assign(&request, &result);
-	if (unlikely(status != ENGINE_OK))
-		evaluation_raise(status);
+	assignment_make(version, experiment, name, custom, unit_from_value, unit,
+					has_attributes, attributes, &result);
 	return result.variant;
 }
 
@@ -162,15 +146,12 @@ PG_FUNCTION_INFO_V1(absmartly_peek_unit_treatment_bigint);
 Datum
 absmartly_peek_unit_treatment_bigint(PG_FUNCTION_ARGS)
 {
-	char digits[MAXINT8LEN + 1];
+	char digits[UNITS_BIGINT_LENGTH + 1];
 	UnitValue unit;
 
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		PG_RETURN_NULL();
-	unit.given = true;
-	unit.number = NULL;
-	unit.text.data = digits;
-	unit.text.length = (size_t) pg_lltoa(PG_GETARG_INT64(0), digits);
+	units_from_bigint(PG_GETARG_INT64(0), digits, &unit);
 	return peek_unit(fcinfo, &unit);
 }
 
@@ -180,27 +161,12 @@ PG_FUNCTION_INFO_V1(absmartly_peek_unit_treatment_uuid);
 Datum
 absmartly_peek_unit_treatment_uuid(PG_FUNCTION_ARGS)
 {
-	static const char digits[] = "0123456789abcdef";
-	char canonical[2 * UUID_LEN + 4];
-	const pg_uuid_t *uuid;
-	char *to = canonical;
+	char canonical[UUID_TEXT_LENGTH];
 	UnitValue unit;
-	int index;
 
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		PG_RETURN_NULL();
-	uuid = PG_GETARG_UUID_P(0);
-	for (index = 0; index < UUID_LEN; index++)
-	{
-		if (index == 4 || index == 6 || index == 8 || index == 10)
-			*to++ = '-';
-		*to++ = digits[uuid->data[index] >> 4];
-		*to++ = digits[uuid->data[index] & 0x0F];
-	}
-	unit.given = true;
-	unit.number = NULL;
-	unit.text.data = canonical;
-	unit.text.length = sizeof(canonical);
+	units_from_uuid(PG_GETARG_UUID_P(0), canonical, &unit);
 	return peek_unit(fcinfo, &unit);
 }
 

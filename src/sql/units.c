@@ -4,6 +4,8 @@
  */
 #include "postgres.h"
 
+#include "utils/builtins.h"
+
 #include "engine/number.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
@@ -278,9 +280,104 @@ units_read(const Jsonb *units, const SnapImage *snapshot, UnitSlots *slots)
 }
 
 void
+unit_list_read(const Jsonb *units, UnitList *list)
+{
+	MemberCursor cursor;
+	Member member;
+
+	members_begin(&cursor, units);
+	list->count = 0;
+	list->own = -1;
+	list->units = list->few_units;
+	list->listed = list->few_listed;
+	if (unlikely(cursor.count > UNITS_INLINE_LIST))
+	{
+		uint32 room = Min(cursor.count, ENCODING_MAX_UNITS);
+
+		list->units = palloc(room * sizeof(EventUnit));
+		list->listed = palloc(room * sizeof(ListedUnit));
+	}
+	while (members_next(&cursor, &member))
+	{
+		ListedUnit *listed;
+		UnitValue read;
+
+		read_member(&cursor, &member, &read);
+		if (!read.given)
+			continue;
+		if (unlikely(list->count == ENCODING_MAX_UNITS))
+			ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+							errmsg("too many units"),
+							errdetail("An event may have up to %d units.",
+									  ENCODING_MAX_UNITS)));
+		listed = &list->listed[list->count];
+		listed->value = read;
+		listed->digested = false;
+		listed->hashed = false;
+		list->units[list->count++].type =
+			text_to_utf8(member.name, member.name_length);
+	}
+}
+
+void
+unit_list_one(const UnitValue *value, EngineText unit_type, UnitList *list)
+{
+	bool has_type = unit_type.data != NULL;
+
+	list->count = has_type ? 1 : 0;
+	list->own = has_type ? 0 : -1;
+	list->units = list->few_units;
+	list->listed = list->few_listed;
+	list->few_units[0].type = unit_type;
+	list->few_listed[0].value = *value;
+	list->few_listed[0].digested = false;
+	list->few_listed[0].hashed = false;
+}
+
+void
+unit_list_choose(UnitList *list, EngineText unit_type)
+{
+	uint32 index;
+
+	list->own = -1;
+	for (index = 0; unit_type.data != NULL && index < list->count; index++)
+	{
+		EngineText type = list->units[index].type;
+
+		if (type.length == unit_type.length &&
+			memcmp(type.data, unit_type.data, type.length) == 0)
+		{
+			list->own = (int) index;
+			break;
+		}
+	}
+}
+
+void
 units_from_text(const char *data, size_t length, UnitValue *value)
 {
 	read_text(NULL, 0, data, length, value);
+}
+
+void
+units_from_bigint(int64 number, char buffer[UNITS_BIGINT_LENGTH + 1],
+				  UnitValue *value)
+{
+	value->given = true;
+	value->number = NULL;
+	value->text.data = buffer;
+	value->text.length = (size_t) pg_lltoa(number, buffer);
+}
+
+void
+units_from_uuid(const pg_uuid_t *uuid, char buffer[UUID_TEXT_LENGTH],
+				UnitValue *value)
+{
+	uuid_to_text(uuid, buffer);
+	value->given = true;
+	value->number = NULL;
+	value->text.data = buffer;
+	value->text.length = UUID_TEXT_LENGTH;
 }
 
 /* The hash of a value that is given. */
@@ -302,6 +399,44 @@ value_hash(const UnitValue *value, UnitHash *hash)
 		return;
 	}
 	unit_hash_number(jsonb_number_finite(value->number), hash);
+}
+
+/* The text that is hashed; refers to the value or to digits. */
+static EngineText
+value_text(const UnitValue *value, char digits[ENGINE_MAX_UID])
+{
+	EngineText text = {digits, 0};
+
+	if (likely(value->number == NULL))
+		return value->text;
+	if (jsonb_number_text(value->number, digits, &text.length) !=
+		NUMBER_TEXT_INTEGRAL)
+		text.length =
+			number_to_fixed(jsonb_number_finite(value->number), 0, digits);
+	return text;
+}
+
+void
+unit_list_digest(UnitList *list, uint32 index)
+{
+	ListedUnit *listed = &list->listed[index];
+	char digits[ENGINE_MAX_UID];
+	EngineText text;
+
+	if (listed->digested)
+		return;
+	text = value_text(&listed->value, digits);
+	unit_digest(text.data, text.length, list->units[index].hash);
+	listed->digested = true;
+}
+
+void
+unit_list_digest_all(UnitList *list)
+{
+	uint32 index;
+
+	for (index = 0; index < list->count; index++)
+		unit_list_digest(list, index);
 }
 
 bool
@@ -328,5 +463,28 @@ unit_from_slots(void *context, const SnapExperiment *experiment, UnitHash *hash)
 		slot->hashed = true;
 	}
 	*hash = slot->hash;
+	return true;
+}
+
+bool
+unit_from_list(void *context, const SnapExperiment *experiment, UnitHash *hash)
+{
+	UnitList *list = context;
+	ListedUnit *listed;
+
+	if (list->own < 0)
+		return false;
+	listed = &list->listed[list->own];
+	if (!listed->hashed)
+	{
+		char digits[ENGINE_MAX_UID];
+		EngineText text = value_text(&listed->value, digits);
+
+		unit_hash_and_digest(text.data, text.length, &listed->hash,
+							 list->units[list->own].hash);
+		listed->digested = true;
+		listed->hashed = true;
+	}
+	*hash = listed->hash;
 	return true;
 }

@@ -15,6 +15,8 @@
 
 #include "engine/hash.h"
 #include "engine/snapshot.h"
+#include "events/encoding.h"
+#include "sql/row_json.h"
 
 /* The value of a unit; refers to the argument that it was read from. */
 typedef struct UnitValue
@@ -56,16 +58,69 @@ typedef struct UnitSlots
 extern void units_read(const Jsonb *units, const SnapImage *snapshot,
 					   UnitSlots *slots);
 
-/* A text that is the value of a unit by itself; raises 22023. */
+/*
+ * All units that are given, in the object's order, as events carry them.  The
+ * hash of one is worked out when it is asked for, and once.
+ */
+#define UNITS_INLINE_LIST 8
+
+typedef struct ListedUnit
+{
+	UnitValue value;
+	bool digested; /* the event has its hash */
+	bool hashed; /* hash is known as well */
+	UnitHash hash;
+} ListedUnit;
+
+typedef struct UnitList
+{
+	uint32 count;
+	int own; /* the unit of the experiment's type; -1: none */
+	EventUnit *units;
+	ListedUnit *listed;
+	EventUnit few_units[UNITS_INLINE_LIST];
+	ListedUnit few_listed[UNITS_INLINE_LIST];
+} UnitList;
+
+/*
+ * Reads units as units_find() does; raises 54000 for more than an event may
+ * have.
+ */
+extern void unit_list_read(const Jsonb *units, UnitList *list);
+
+/* The list of one unit, which is the own one; empty if there is no type. */
+extern void unit_list_one(const UnitValue *value, EngineText unit_type,
+						  UnitList *list);
+
+/* Makes the unit of a type (its data NULL: of none) the own one. */
+extern void unit_list_choose(UnitList *list, EngineText unit_type);
+
+/* Works out the hash of one unit, or of all, for the event. */
+extern void unit_list_digest(UnitList *list, uint32 index);
+extern void unit_list_digest_all(UnitList *list);
+
+/*
+ * A value that is the unit by itself: a text, which may raise 22023, a number
+ * by its decimal text, a uuid by its canonical one.  The buffer holds the text.
+ */
+#define UNITS_BIGINT_LENGTH 20
+
 extern void units_from_text(const char *data, size_t length, UnitValue *value);
+extern void units_from_bigint(int64 number,
+							  char buffer[UNITS_BIGINT_LENGTH + 1],
+							  UnitValue *value);
+extern void units_from_uuid(const pg_uuid_t *uuid,
+							char buffer[UUID_TEXT_LENGTH], UnitValue *value);
 
 /*
  * For assign() (AssignUnitSource): context is the UnitValue of the
- * experiment's unit type, or UnitSlots.
+ * experiment's unit type, UnitSlots, or a UnitList whose own unit it is.
  */
 extern bool unit_from_value(void *context, const SnapExperiment *experiment,
 							UnitHash *hash);
 extern bool unit_from_slots(void *context, const SnapExperiment *experiment,
 							UnitHash *hash);
+extern bool unit_from_list(void *context, const SnapExperiment *experiment,
+						   UnitHash *hash);
 
 #endif /* ABSMARTLY_SQL_UNITS_H */

@@ -14,6 +14,7 @@
 
 #include "sql/convert.h"
 #include "sql/evaluation.h"
+#include "sql/exposure.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
 #include "sql/units.h"
@@ -21,7 +22,7 @@
 /* columns of absmartly_experiments_get() */
 #define EXPERIMENTS_COLUMNS 14
 
-/* state of a call site of absmartly_peek_variable_value() */
+/* state of a call site of a function that gives a variable's value */
 typedef struct VariableSite
 {
 	NameCache key;
@@ -31,7 +32,9 @@ typedef struct VariableSite
 /* Arguments of one call, as all its assignments see them. */
 typedef struct VariableCall
 {
-	UnitSlots units;
+	ExposureCall *exposure; /* NULL: it peeks */
+	UnitList *list; /* the units of a call that exposes */
+	UnitSlots units; /* of one that peeks */
 	bool has_attributes;
 	Datum attributes;
 	bool begun; /* evaluation is set up */
@@ -42,17 +45,6 @@ static text *
 stored_text(const SnapImage *snapshot, SnapStored stored)
 {
 	return (text *) DatumGetPointer(evaluation_stored(snapshot, stored));
-}
-
-/* The units are read later, when it is known that there is data. */
-static void
-call_begin(VariableCall *call, bool has_attributes, Datum attributes)
-{
-	if (has_attributes)
-		evaluation_check_object(attributes, "attributes");
-	call->has_attributes = has_attributes;
-	call->attributes = attributes;
-	call->begun = false;
 }
 
 /* The assignment of the call's units to one experiment. */
@@ -74,8 +66,17 @@ assign_call(VariableCall *call, const DataVersion *version,
 	request.experiment = experiment;
 	request.override =
 		evaluation_override(stored_text(snapshot, experiment->name_text));
-	request.unit = unit_from_slots;
-	request.unit_context = &call->units;
+	if (call->exposure != NULL)
+	{
+		unit_list_choose(call->list, exposure_unit_type(snapshot, experiment));
+		request.unit = unit_from_list;
+		request.unit_context = call->list;
+	}
+	else
+	{
+		request.unit = unit_from_slots;
+		request.unit_context = &call->units;
+	}
 	request.eval = &call->evaluation.context;
 	status = assign(&request, assignment);
 	if (status != ENGINE_OK)
@@ -84,7 +85,8 @@ assign_call(VariableCall *call, const DataVersion *version,
 
 /*
  * The value of a variable for the call's units (protocol 4): that of the first
- * of its experiments, lowest id first, that gives one.  NULL: none does.
+ * of its experiments, lowest id first, that gives one.  NULL: none does.  All
+ * that are looked at on the way are exposed, also those that give no value.
  */
 static const Jsonb *
 find_value(VariableCall *call, const DataVersion *version,
@@ -92,6 +94,7 @@ find_value(VariableCall *call, const DataVersion *version,
 {
 	const SnapImage *snapshot = data_version_snapshot(version);
 	const uint32_t *indexes = snapshot_at(snapshot, variable->experiments);
+	const EngineText no_name = {NULL, 0};
 	uint32 index;
 
 	for (index = 0; index < variable->nexperiments; index++)
@@ -113,6 +116,10 @@ find_value(VariableCall *call, const DataVersion *version,
 		if (assignment.variant < 0 ||
 			(uint32) assignment.variant >= experiment->nvariants)
 			continue;
+		if (call->exposure != NULL)
+			exposure_queue(call->exposure, snapshot, experiment, no_name,
+						   exposure_identity(snapshot, experiment, no_name),
+						   &assignment, call->list);
 		if ((assignment.flags &
 			 (ASSIGN_ASSIGNED | ASSIGN_OVERRIDDEN | ASSIGN_RULE_OVERRIDE)) == 0)
 			continue;
@@ -145,19 +152,13 @@ warn_unfit(const text *key, Oid type)
 					 "is.")));
 }
 
-PG_FUNCTION_INFO_V1(absmartly_peek_variable_value);
-
 /*
- * absmartly_peek_variable_value(units jsonb, key text, default_value
- *anyelement, attributes jsonb) -> anyelement
- *
- * The same with text for anyelement.  The value of a variable for these units,
- * or the default, which may be NULL.  NULL units or key give NULL.  A value
- * that does not fit the type (convert.h) gives the default and one warning per
- * session.  Errors as absmartly_peek_treatment().
+ * The arguments of both functions begin with (units jsonb, key text,
+ * default_value, attributes jsonb).  The caller has checked attributes; with
+ * exposure, list is where the units go.
  */
-Datum
-absmartly_peek_variable_value(PG_FUNCTION_ARGS)
+static Datum
+variable_value(FunctionCallInfo fcinfo, ExposureCall *exposure, UnitList *list)
 {
 	VariableSite *site = call_site_state(fcinfo, sizeof(VariableSite));
 	const DataVersion *version;
@@ -170,27 +171,30 @@ absmartly_peek_variable_value(PG_FUNCTION_ARGS)
 	Datum result;
 	bool is_null;
 
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
-		PG_RETURN_NULL();
 	units = jsonb_argument(PG_GETARG_DATUM(0), &buffer);
 	key = PG_GETARG_TEXT_PP(1);
 
-	call_begin(&call, !PG_ARGISNULL(3), PG_GETARG_DATUM(3));
+	call.exposure = exposure;
+	call.list = list;
+	call.has_attributes = !PG_ARGISNULL(3);
+	call.attributes = PG_GETARG_DATUM(3);
+	call.begun = false;
 
 	version = evaluation_data();
 	if (version != NULL)
 		variable = evaluation_variable(&site->key, version, key);
-	if (variable != NULL)
-	{
+	if (exposure != NULL)
+		unit_list_read(units, list);
+	else if (variable != NULL)
 		units_read(units, data_version_snapshot(version), &call.units);
-		value = find_value(&call, version, variable);
-	}
 	else
 	{
 		UnitValue none;
 
 		units_find(units, (EngineText){NULL, 0}, &none);
 	}
+	if (variable != NULL)
+		value = find_value(&call, version, variable);
 
 	if (value != NULL)
 	{
@@ -213,6 +217,50 @@ absmartly_peek_variable_value(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(2))
 		PG_RETURN_NULL();
 	return PG_GETARG_DATUM(2);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_peek_variable_value);
+
+/*
+ * absmartly_peek_variable_value(units jsonb, key text,
+ *								 default_value anyelement, attributes jsonb)
+ * -> anyelement
+ *
+ * The same with text for anyelement.  The value of a variable for these units,
+ * or the default, which may be NULL.  NULL units or key give NULL.  A value
+ * that does not fit the type (convert.h) gives the default and one warning per
+ * session.  Errors as absmartly_peek_treatment().
+ */
+Datum
+absmartly_peek_variable_value(PG_FUNCTION_ARGS)
+{
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	if (!PG_ARGISNULL(3))
+		evaluation_check_object(PG_GETARG_DATUM(3), "attributes");
+	return variable_value(fcinfo, NULL, NULL);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_variable_value);
+
+/*
+ * absmartly_variable_value(units jsonb, key text, default_value anyelement,
+ *							attributes jsonb, exposed_at timestamptz,
+ *							historic boolean) -> anyelement
+ *
+ * The same as absmartly_peek_variable_value(), and queues the exposures of the
+ * experiments that it consults.  Errors also as absmartly_treatment().
+ */
+Datum
+absmartly_variable_value(PG_FUNCTION_ARGS)
+{
+	ExposureCall exposure;
+	UnitList list;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	exposure_begin(&exposure, fcinfo, 3, 4);
+	return variable_value(fcinfo, &exposure, &list);
 }
 
 static void

@@ -32,9 +32,9 @@ ORDER BY p.oid::regprocedure::text COLLATE "C";
 SELECT relocatable, superuser, trusted FROM pg_available_extension_versions
 WHERE name = 'absmartly';
 
--- settings: their kind, unit and default
+-- settings: their kind, unit and default; those of shared memory are there with the library preloaded only
 SELECT name, vartype, unit, boot_val, min_val, context
-FROM pg_settings WHERE name LIKE 'absmartly.%' ORDER BY name COLLATE "C";
+FROM pg_settings WHERE name LIKE 'absmartly.%' AND context <> 'postmaster' ORDER BY name COLLATE "C";
 
 --
 -- Loading data by hand

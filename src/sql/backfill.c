@@ -1,0 +1,1008 @@
+/*
+ * backfill.c
+ *		Procedures that make events of the rows of a table (DESIGN 6.4).
+ *
+ * A table is walked by a unique key, in chunks of one transaction each.  How
+ * far it has got is written to the outbox in the same transaction as a chunk's
+ * events, so that a backfill that was interrupted, by whatever it may be, goes
+ * on with the row after the last one whose event was committed.
+ *
+ * Everything runs with the rights of the caller.  The queries refer to all
+ * objects by their schemas, and depend on no search path.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/xact.h"
+#include "catalog/pg_index.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_operator.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "parser/scansup.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "tcop/utility.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/typcache.h"
+
+#include "compat.h"
+#include "data/shared.h"
+#include "events/buffer.h"
+#include "events/outbox.h"
+#include "settings.h"
+#include "sql/row_json.h"
+
+/* what fits into a record of the progress, in bytes */
+#define MAX_NAME 1024
+#define MAX_POSITION 4096
+
+/* members of an object that one call of jsonb_build_object() can make */
+#define OBJECT_MEMBERS 50
+
+/* time between notices */
+#define NOTICE_INTERVAL_MS 1000
+#define WAIT_NOTICE_INTERVAL_MS 60000
+#define WAIT_MS 200
+
+/* advisory locks of this kind are none that SQL can take */
+#define LOCK_KIND 3
+
+typedef struct Backfill
+{
+	/* what is called, and with what */
+	const char *procedure;
+	const char *function; /* that makes an event */
+	const char *event_word; /* argument that names the goal or experiment */
+	const char *time_word; /* argument that names the column of times */
+	Oid source;
+	char *key; /* as given; then the column's name */
+	char *event;
+	char *units;
+	char *properties; /* NULL: there are none */
+	char *time; /* NULL: now */
+	char *attributes; /* NULL: there are none */
+	char *filter; /* NULL: all rows */
+	int32 chunk;
+	char *name;
+	bool restart;
+
+	/* what was made of it */
+	char *extension_schema;
+	char *relation; /* qualified and quoted */
+	char *progress; /* name of the records */
+	char *start_query; /* of the first chunk */
+	char *query; /* of the chunks after a position */
+	char *nulls_query; /* whether there is a row without key; NULL: no */
+
+	/* how far it is */
+	char *position; /* last key, as text; NULL: nothing is done */
+	int64 rows;
+} Backfill;
+
+/* A member of an argument: name=column, or a column alone. */
+typedef struct NamePair
+{
+	char *name;
+	char *column;
+} NamePair;
+
+/*
+ * Arguments
+ */
+
+pg_noreturn static void
+report_malformed(const Backfill *backfill, const char *argument, const char *at)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("argument \"%s\" of %s() is malformed", argument,
+					backfill->procedure),
+			 *at == '\0' ? errdetail("A name is missing at its end.")
+						 : errdetail("It cannot be read from \"%s\" on.", at),
+			 errhint("Names follow the rules of SQL identifiers: one with "
+					 "other characters than letters, digits, \"_\" and \"$\" "
+					 "needs double quotes.")));
+}
+
+static const char *
+skip_blanks(const char *at)
+{
+	while (scanner_isspace(*at))
+		at++;
+	return at;
+}
+
+static bool
+is_name_start(char c)
+{
+	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' ||
+		   IS_HIGHBIT_SET(c);
+}
+
+static bool
+is_name_part(char c)
+{
+	return is_name_start(c) || (c >= '0' && c <= '9') || c == '$';
+}
+
+/* A name by the rules of SQL identifiers, but of any length. */
+static char *
+parse_name(const Backfill *backfill, const char *argument, const char **at)
+{
+	const char *start = *at;
+	const char *end = start;
+	char *name;
+	char *to;
+
+	if (is_name_start(*start))
+	{
+		while (is_name_part(*end))
+			end++;
+		*at = skip_blanks(end);
+		return downcase_identifier(start, (int) (end - start), false, false);
+	}
+
+	if (*start != '"')
+		report_malformed(backfill, argument, start);
+	name = palloc(strlen(start));
+	to = name;
+	for (end = start + 1; *end != '"' || end[1] == '"'; end++)
+	{
+		if (*end == '\0')
+			report_malformed(backfill, argument, start);
+		*to++ = *end;
+		if (*end == '"')
+			end++; /* two of them are one */
+	}
+	*to = '\0';
+	if (to == name)
+		report_malformed(backfill, argument, start);
+	*at = skip_blanks(end + 1);
+	return name;
+}
+
+/* The NamePairs of an argument. */
+static List *
+parse_pairs(const Backfill *backfill, const char *argument, const char *value)
+{
+	const char *at = skip_blanks(value);
+	List *pairs = NIL;
+
+	while (*at != '\0')
+	{
+		NamePair *pair = palloc(sizeof(NamePair));
+		ListCell *cell;
+
+		pair->name = parse_name(backfill, argument, &at);
+		pair->column = pair->name;
+		if (*at == '=')
+		{
+			at = skip_blanks(at + 1);
+			pair->column = parse_name(backfill, argument, &at);
+		}
+
+		foreach (cell, pairs)
+			if (strcmp(((NamePair *) lfirst(cell))->name, pair->name) == 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("name \"%s\" stands twice in argument \"%s\" "
+								"of %s()",
+								pair->name, argument, backfill->procedure)));
+		pairs = lappend(pairs, pair);
+
+		if (*at == ',')
+		{
+			at = skip_blanks(at + 1);
+			if (*at == '\0')
+				report_malformed(backfill, argument, at);
+		}
+		else if (*at != '\0')
+			report_malformed(backfill, argument, at);
+	}
+	return pairs;
+}
+
+/* An argument that is the name of one column. */
+static char *
+parse_column(const Backfill *backfill, const char *argument, const char *value)
+{
+	const char *at = skip_blanks(value);
+	char *name = parse_name(backfill, argument, &at);
+
+	if (*at != '\0')
+		report_malformed(backfill, argument, at);
+	return name;
+}
+
+/*
+ * Finds a column, and makes its name what the catalog says: identifiers are
+ * cut.
+ */
+static Form_pg_attribute
+find_column(const Backfill *backfill, Relation relation, const char *argument,
+			char *name)
+{
+	TupleDesc columns = RelationGetDescr(relation);
+
+	truncate_identifier(name, (int) strlen(name), false);
+	for (int index = 0; index < columns->natts; index++)
+	{
+		Form_pg_attribute column = TupleDescAttr(columns, index);
+
+		if (!column->attisdropped &&
+			strcmp(NameStr(column->attname), name) == 0)
+			return column;
+	}
+	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
+					errmsg("argument \"%s\" of %s() names column \"%s\", which "
+						   "relation \"%s\" does not have",
+						   argument, backfill->procedure, name,
+						   RelationGetRelationName(relation)),
+					errhint("Names are folded to lower case unless they are in "
+							"double quotes.")));
+}
+
+pg_noreturn static void
+report_wrong_type(const Backfill *backfill, Relation relation,
+				  Form_pg_attribute column, const char *argument,
+				  const char *types)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			 errtablecol(relation, column->attnum),
+			 errmsg("column \"%s\" of relation \"%s\" cannot be used for "
+					"argument \"%s\" of %s()",
+					NameStr(column->attname), RelationGetRelationName(relation),
+					argument, backfill->procedure),
+			 errdetail("It is of type %s, and must be of type %s.",
+					   format_type_be(column->atttypid), types)));
+}
+
+/*
+ * The query of a chunk
+ */
+
+/* how the queries call a row of the source */
+#define ROW "absmartly_row"
+
+static void
+append_column(StringInfo query, const Form_pg_attribute column)
+{
+	appendStringInfo(query, ROW ".%s",
+					 quote_identifier(NameStr(column->attname)));
+}
+
+/*
+ * Appends an object of many members, as a concatenation of small ones.  Values
+ * are columns, which are made texts if so wanted.
+ */
+static void
+append_object(StringInfo query, const Backfill *backfill, Relation relation,
+			  const char *argument, List *pairs, bool as_text)
+{
+	int count = 0;
+	ListCell *cell;
+
+	foreach (cell, pairs)
+	{
+		const NamePair *pair = lfirst(cell);
+
+		if (count % OBJECT_MEMBERS != 0)
+			appendStringInfoString(query, ", ");
+		else
+			appendStringInfo(query, "%spg_catalog.jsonb_build_object(",
+							 count > 0 ? ") OPERATOR(pg_catalog.||) " : "");
+		appendStringInfo(query, "%s::pg_catalog.text, ",
+						 quote_literal_cstr(pair->name));
+		append_column(query,
+					  find_column(backfill, relation, argument, pair->column));
+		if (as_text)
+			appendStringInfoString(query, "::pg_catalog.text");
+		count++;
+	}
+	appendStringInfoChar(query, ')');
+}
+
+/* Appends the units of a row; null if each of them is null. */
+static void
+append_units(StringInfo query, const Backfill *backfill, Relation relation)
+{
+	List *pairs = parse_pairs(backfill, "units", backfill->units);
+	const char *separator = "";
+	ListCell *cell;
+
+	if (pairs == NIL || list_length(pairs) > ENCODING_MAX_UNITS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"units\" of %s() names %s units",
+						backfill->procedure, pairs == NIL ? "no" : "too many"),
+				 errhint("It names from 1 to %d of them, as in "
+						 "'user_id=customer_id'.",
+						 ENCODING_MAX_UNITS)));
+
+	appendStringInfoString(query, "CASE WHEN ");
+	foreach (cell, pairs)
+	{
+		const NamePair *pair = lfirst(cell);
+		Form_pg_attribute column =
+			find_column(backfill, relation, "units", pair->column);
+
+		switch (column_kind(column->atttypid))
+		{
+			case COLUMN_INT2:
+			case COLUMN_INT4:
+			case COLUMN_INT8:
+			case COLUMN_TEXT:
+			case COLUMN_UUID:
+				break;
+			default:
+				report_wrong_type(backfill, relation, column, "units",
+								  "smallint, integer, bigint, text or uuid");
+		}
+		appendStringInfoString(query, separator);
+		append_column(query, column);
+		appendStringInfoString(query, " IS NOT NULL");
+		separator = " OR ";
+	}
+	appendStringInfoString(query, " THEN ");
+	append_object(query, backfill, relation, "units", pairs, true);
+	appendStringInfoString(query, " END");
+}
+
+static void
+append_properties(StringInfo query, const Backfill *backfill, Relation relation)
+{
+	const char *at = skip_blanks(backfill->properties);
+	List *pairs;
+
+	if (*at == '*' && *skip_blanks(at + 1) == '\0')
+	{
+		appendStringInfoString(query, ", properties => pg_catalog.to_jsonb(" ROW
+									  ".*)");
+		return;
+	}
+	pairs = parse_pairs(backfill, "properties", backfill->properties);
+	if (pairs == NIL)
+		return;
+	appendStringInfoString(query, ", properties => ");
+	append_object(query, backfill, relation, "properties", pairs, false);
+}
+
+/* Appends the call that makes an event of a row. */
+static void
+append_call(StringInfo query, const Backfill *backfill, Relation relation)
+{
+	appendStringInfo(query, "%s.%s(units => ",
+					 quote_identifier(backfill->extension_schema),
+					 backfill->function);
+	append_units(query, backfill, relation);
+	appendStringInfo(query, ", %s => %s::pg_catalog.text", backfill->event_word,
+					 quote_literal_cstr(backfill->event));
+	if (backfill->properties != NULL)
+		append_properties(query, backfill, relation);
+	if (backfill->time != NULL)
+	{
+		Form_pg_attribute column = find_column(
+			backfill, relation, backfill->time_word,
+			parse_column(backfill, backfill->time_word, backfill->time));
+
+		switch (column_kind(column->atttypid))
+		{
+			case COLUMN_DATE:
+			case COLUMN_TIMESTAMP:
+			case COLUMN_TIMESTAMPTZ:
+				break;
+			default:
+				report_wrong_type(
+					backfill, relation, column, backfill->time_word,
+					"timestamp with time zone, timestamp or date");
+		}
+		appendStringInfo(query, ", %s => ", backfill->time_word);
+		append_column(query, column);
+		appendStringInfoString(query, "::pg_catalog.timestamptz");
+	}
+	if (backfill->attributes != NULL)
+	{
+		Form_pg_attribute column = find_column(
+			backfill, relation, "attributes",
+			parse_column(backfill, "attributes", backfill->attributes));
+
+		if (column_kind(column->atttypid) != COLUMN_JSONB)
+			report_wrong_type(backfill, relation, column, "attributes",
+							  "jsonb");
+		appendStringInfoString(query, ", attributes => ");
+		append_column(query, column);
+	}
+	appendStringInfoString(query, ", historic => true)");
+}
+
+/* The condition that a key is greater than the parameter. */
+static char *
+after_position(Form_pg_attribute key, const char *quoted_key)
+{
+	Oid type = getBaseType(key->atttypid);
+	TypeCacheEntry *entry = lookup_type_cache(type, TYPECACHE_GT_OPR);
+	HeapTuple tuple;
+	Form_pg_operator op;
+	char *condition;
+
+	if (!OidIsValid(entry->gt_opr))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("key column \"%s\" is of type %s, which has no order",
+						NameStr(key->attname), format_type_be(key->atttypid))));
+	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(entry->gt_opr));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for operator %u", entry->gt_opr);
+	op = (Form_pg_operator) GETSTRUCT(tuple);
+	condition = psprintf("%s OPERATOR(%s.%s) $1::%s", quoted_key,
+						 quote_identifier(get_namespace_name(op->oprnamespace)),
+						 NameStr(op->oprname), format_type_be_qualified(type));
+	ReleaseSysCache(tuple);
+	return condition;
+}
+
+/*
+ * The text of a key that gives the same key again, whatever the session's
+ * settings are then.
+ */
+static char *
+key_to_text(Form_pg_attribute key, const char *quoted_key)
+{
+	switch (column_kind(key->atttypid))
+	{
+		case COLUMN_DATE:
+		case COLUMN_TIMESTAMP:
+		case COLUMN_TIMESTAMPTZ:
+			return psprintf("pg_catalog.to_jsonb(" ROW
+							".%s) OPERATOR(pg_catalog.#>>) '{}'",
+							quoted_key);
+		default:
+			return psprintf(ROW ".%s::pg_catalog.text", quoted_key);
+	}
+}
+
+/* A query that makes events of the next rows and gives number and last key. */
+static char *
+chunk_query(const Backfill *backfill, Relation relation, Form_pg_attribute key,
+			const char *condition)
+{
+	const char *quoted_key = quote_identifier(NameStr(key->attname));
+	StringInfoData query;
+
+	initStringInfo(&query);
+	appendStringInfo(&query,
+					 "SELECT pg_catalog.count(*), "
+					 "(pg_catalog.array_agg(key))[pg_catalog.count(*)], "
+					 "pg_catalog.count(event) FROM (SELECT %s AS key, ",
+					 key_to_text(key, quoted_key));
+	append_call(&query, backfill, relation);
+	appendStringInfo(&query, " AS event FROM (SELECT * FROM %s",
+					 backfill->relation);
+	if (condition != NULL)
+		appendStringInfo(&query, " WHERE %s", condition);
+	if (backfill->filter != NULL)
+		/* a comment at the filter's end must not reach further */
+		appendStringInfo(&query, " %s (%s\n)",
+						 condition != NULL ? "AND" : "WHERE", backfill->filter);
+	appendStringInfo(&query,
+					 " ORDER BY %s LIMIT $2) AS " ROW " ORDER BY " ROW
+					 ".%s) AS chunk",
+					 quoted_key, quoted_key);
+	return query.data;
+}
+
+/* Whether a unique index covers the key, and nothing else. */
+static bool
+has_unique_index(Relation relation, Form_pg_attribute key)
+{
+	bool unique = false;
+	ListCell *cell;
+
+	foreach (cell, RelationGetIndexList(relation))
+	{
+		HeapTuple tuple =
+			SearchSysCache1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(cell)));
+		Form_pg_index index;
+
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		index = (Form_pg_index) GETSTRUCT(tuple);
+		unique |= index->indisunique && index->indisvalid &&
+				  index->indimmediate && index->indnkeyatts == 1 &&
+				  index->indkey.values[0] == key->attnum &&
+				  heap_attisnull(tuple, Anum_pg_index_indpred, NULL);
+		ReleaseSysCache(tuple);
+	}
+	return unique;
+}
+
+/* A key must be unique.  Where that can't be known the user must know. */
+static void
+check_key(const Backfill *backfill, Relation relation, Form_pg_attribute key)
+{
+	int level = ERROR;
+
+	switch (relation->rd_rel->relkind)
+	{
+		case RELKIND_RELATION:
+			/* an index tells nothing of the rows of children */
+			if (has_subclass(RelationGetRelid(relation)))
+				level = WARNING;
+			break;
+		case RELKIND_PARTITIONED_TABLE:
+		case RELKIND_MATVIEW:
+			break;
+		case RELKIND_VIEW:
+		case RELKIND_FOREIGN_TABLE:
+			level = WARNING;
+			break;
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("%s() cannot walk \"%s\"", backfill->procedure,
+							RelationGetRelationName(relation)),
+					 errhint("Name a table, a view, a materialized view or a "
+							 "foreign table.")));
+	}
+	if (level == ERROR && has_unique_index(relation, key))
+		return;
+	ereport(level,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("no unique index covers key column \"%s\" of relation "
+					"\"%s\"",
+					NameStr(key->attname), RelationGetRelationName(relation)),
+			 errdetail("Where two rows have the same key, one of them may be "
+					   "left out.")));
+}
+
+/* Makes the queries of the arguments; raises what is wrong with these. */
+static void
+prepare(Backfill *backfill)
+{
+	Relation relation = relation_open(backfill->source, AccessShareLock);
+	Form_pg_attribute key;
+	const char *quoted_key;
+	char *schema = get_namespace_name(RelationGetNamespace(relation));
+
+	backfill->key = parse_column(backfill, "key", backfill->key);
+	key = find_column(backfill, relation, "key", backfill->key);
+	quoted_key = quote_identifier(backfill->key);
+	check_key(backfill, relation, key);
+	backfill->relation =
+		quote_qualified_identifier(schema, RelationGetRelationName(relation));
+	backfill->start_query = chunk_query(backfill, relation, key, NULL);
+	backfill->query =
+		chunk_query(backfill, relation, key, after_position(key, quoted_key));
+	if (!key->attnotnull)
+		backfill->nulls_query =
+			backfill->filter == NULL
+				? psprintf("SELECT 1 FROM %s WHERE %s IS NULL LIMIT 1",
+						   backfill->relation, quoted_key)
+				: psprintf("SELECT 1 FROM %s WHERE %s IS NULL AND (%s\n) "
+						   "LIMIT 1",
+						   backfill->relation, quoted_key, backfill->filter);
+
+	if (backfill->name == NULL)
+		backfill->name =
+			psprintf("%s %s of %s by %s", backfill->event_word, backfill->event,
+					 backfill->relation, quoted_key);
+	if (strlen(backfill->name) > MAX_NAME)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("name of the backfill is too long"),
+				 errdetail("It may have up to %d bytes, this one has %zu.",
+						   MAX_NAME, strlen(backfill->name)),
+				 errhint("Give a name, as in name => 'payments'.")));
+
+	/* roles do not see, or disturb, how far those of others are */
+	backfill->progress = psprintf("%u %s", GetUserId(), backfill->name);
+	relation_close(relation, AccessShareLock);
+}
+
+/*
+ * Running
+ */
+
+static void
+set_locally(const char *setting, const char *value)
+{
+	(void) set_config_option(setting, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/*
+ * Ends a transaction and begins the next one.  That must see what is committed
+ * when each of its queries starts, must not use the memory queue, where events
+ * can be lost, and must give keys exactly.
+ */
+static void
+next_transaction(void)
+{
+	SPI_commit();
+	set_locally("transaction_isolation", "read committed");
+	set_locally("absmartly.durability", "transaction");
+	set_locally("extra_float_digits", "1");
+}
+
+static void
+read_progress(Backfill *backfill)
+{
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (outbox_progress(backfill->progress, &backfill->position,
+						&backfill->rows))
+		ereport(NOTICE,
+				(errmsg("backfill \"%s\" goes on after key %s, with %lld rows "
+						"done before",
+						backfill->name, backfill->position,
+						(long long) backfill->rows),
+				 errhint("Use restart => true to start from the beginning.")));
+	PopActiveSnapshot();
+}
+
+static void
+clear_progress(const Backfill *backfill, int64 below_rows)
+{
+	PushActiveSnapshot(GetTransactionSnapshot());
+	outbox_progress_clear(backfill->progress, below_rows);
+	PopActiveSnapshot();
+}
+
+static void
+refuse_null_keys(const Backfill *backfill)
+{
+	if (backfill->nulls_query == NULL)
+		return;
+	if (SPI_execute(backfill->nulls_query, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for rows without key");
+	if (SPI_processed > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("key column \"%s\" of %s is null in some rows",
+						backfill->key, backfill->relation),
+				 errhint("Leave them out, as in filter => '%s IS NOT NULL'.",
+						 quote_identifier(backfill->key))));
+	SPI_freetuptable(SPI_tuptable);
+	/* lets go of the snapshot */
+	next_transaction();
+}
+
+/*
+ * Waits while the outbox is so full that it may soon take no exposures.  Holds
+ * no snapshot meanwhile.
+ */
+static void
+wait_for_room(const Backfill *backfill)
+{
+	uint64 most = (uint64) settings_outbox_max_size * 1024 * 1024 / 4 * 3;
+	TimestampTz told_at = 0;
+
+	while (outbox_size() > most)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (!shared_available())
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("the outbox is full"),
+					 errdetail("No worker empties it, because absmartly is "
+							   "not in shared_preload_libraries."),
+					 errhint("The next CALL goes on where this one ends.")));
+		if (told_at == 0 ||
+			TimestampDifferenceExceeds(told_at, now, WAIT_NOTICE_INTERVAL_MS))
+		{
+			ereport(NOTICE,
+					(errmsg("backfill \"%s\" waits until events were sent: the "
+							"outbox is nearly full",
+							backfill->name),
+					 errhint("See absmartly_stat if this lasts.")));
+			told_at = now;
+		}
+		InvalidateCatalogSnapshotConditionally();
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 WAIT_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static void
+error_callback(void *argument)
+{
+	const Backfill *backfill = argument;
+
+	if (backfill->position != NULL)
+		errcontext("backfill \"%s\", in the rows after key %s", backfill->name,
+				   backfill->position);
+	else
+		errcontext("backfill \"%s\", in the first rows", backfill->name);
+}
+
+/*
+ * Makes events of the next rows, and notes in the same transaction how far that
+ * is.  Gives the number of rows.
+ */
+static int64
+run_chunk(Backfill *backfill)
+{
+	Oid types[] = {TEXTOID, INT8OID};
+	Datum values[] = {(Datum) 0, Int64GetDatum(backfill->chunk)};
+	char nulls[] = {'n', ' '};
+	const char *query = backfill->start_query;
+	int64 count;
+	char *last;
+	bool isnull;
+
+	if (backfill->position != NULL)
+	{
+		query = backfill->query;
+		values[0] = CStringGetTextDatum(backfill->position);
+		nulls[0] = ' ';
+	}
+	if (SPI_execute_with_args(query, lengthof(types), types, values, nulls,
+							  false, 0) != SPI_OK_SELECT ||
+		SPI_processed != 1)
+		elog(ERROR, "the query of a backfill gave no result");
+	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+										SPI_tuptable->tupdesc, 1, &isnull));
+	last = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	SPI_freetuptable(SPI_tuptable);
+	if (nulls[0] != 'n')
+		pfree(DatumGetPointer(values[0]));
+	if (count == 0)
+		return 0;
+
+	if (strlen(last) > MAX_POSITION)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("key is too long for a backfill"),
+				 errdetail("Its text may have up to %d bytes, this one has "
+						   "%zu.",
+						   MAX_POSITION, strlen(last))));
+	backfill->rows += count;
+	buffer_progress(backfill->progress, last, backfill->rows);
+	if (backfill->position != NULL)
+		pfree(backfill->position);
+	backfill->position = last;
+	return count;
+}
+
+/* How fast it goes, since a time at which so many rows were done. */
+static double
+rows_per_second(const Backfill *backfill, TimestampTz started_at,
+				int64 rows_before, double *seconds)
+{
+	*seconds = (double) (GetCurrentTimestamp() - started_at) / USECS_PER_SEC;
+	return (double) (backfill->rows - rows_before) / Max(*seconds, 1e-6);
+}
+
+/* Walks the rest of the source, chunk by chunk. */
+static void
+run(Backfill *backfill)
+{
+	ErrorContextCallback context = {error_context_stack, error_callback,
+									backfill};
+	TimestampTz started_at = GetCurrentTimestamp();
+	TimestampTz told_at = started_at;
+	int64 rows_before;
+	double seconds;
+	double speed;
+
+	if (backfill->restart)
+		clear_progress(backfill, PG_INT64_MAX);
+	else
+		read_progress(backfill);
+	rows_before = backfill->rows;
+	refuse_null_keys(backfill);
+
+	for (;;)
+	{
+		int64 count;
+
+		wait_for_room(backfill);
+		error_context_stack = &context;
+		count = run_chunk(backfill);
+		error_context_stack = context.previous;
+		next_transaction();
+		if (count < backfill->chunk)
+			break;
+		clear_progress(backfill, backfill->rows);
+
+		if (TimestampDifferenceExceeds(told_at, GetCurrentTimestamp(),
+									   NOTICE_INTERVAL_MS))
+		{
+			told_at = GetCurrentTimestamp();
+			speed =
+				rows_per_second(backfill, started_at, rows_before, &seconds);
+			ereport(NOTICE,
+					(errmsg("backfill \"%s\": %lld rows done, last key %s, "
+							"%.0f rows per second",
+							backfill->name, (long long) backfill->rows,
+							backfill->position, speed)));
+		}
+	}
+
+	clear_progress(backfill, PG_INT64_MAX);
+	/* what the caller does next shall not see our settings */
+	SPI_commit();
+	speed = rows_per_second(backfill, started_at, rows_before, &seconds);
+	ereport(NOTICE, (errmsg("backfill \"%s\" is finished: %lld rows",
+							backfill->name, (long long) backfill->rows),
+					 errdetail("%lld rows in %.1f s, %.0f rows per second.",
+							   (long long) (backfill->rows - rows_before),
+							   seconds, speed)));
+}
+
+/*
+ * Runs a backfill that no other session runs at the same time.  The lock is
+ * the session's, since it outlives transactions.
+ */
+static void
+run_alone(Backfill *backfill)
+{
+	uint64 key = hash_bytes_extended((unsigned char *) backfill->progress,
+									 (int) strlen(backfill->progress), 0);
+	LOCKTAG lock;
+
+	SET_LOCKTAG_ADVISORY(lock, MyDatabaseId, (uint32) (key >> 32), (uint32) key,
+						 LOCK_KIND);
+	if (LockAcquire(&lock, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
+						errmsg("backfill \"%s\" is running in another session",
+							   backfill->name)));
+	PG_TRY();
+	{
+		run(backfill);
+	}
+	PG_FINALLY();
+	{
+		LockRelease(&lock, ExclusiveLock, true);
+	}
+	PG_END_TRY();
+}
+
+static void
+backfill_execute(FunctionCallInfo fcinfo, Backfill *backfill)
+{
+	CallContext *call = (CallContext *) fcinfo->context;
+	char *command;
+
+	if (call == NULL || !IsA(call, CallContext) || call->atomic)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
+				 errmsg("%s() cannot run inside a transaction block",
+						backfill->procedure),
+				 errdetail("It commits after each chunk."),
+				 errhint("Call it outside of BEGIN and COMMIT, and not from "
+						 "a function.")));
+	command = psprintf("%s()", backfill->procedure);
+	PreventCommandDuringRecovery(command);
+	PreventCommandIfReadOnly(command);
+	outbox_require();
+
+	backfill->extension_schema =
+		get_namespace_name(get_func_namespace(fcinfo->flinfo->fn_oid));
+	prepare(backfill);
+	next_transaction();
+	run_alone(backfill);
+	SPI_finish();
+}
+
+/*
+ * The procedures' arguments, copied to memory that outlives transactions: that
+ * of SPI.
+ */
+
+static char *
+optional_text(FunctionCallInfo fcinfo, int number)
+{
+	if (PG_ARGISNULL(number))
+		return NULL;
+	return text_to_cstring(PG_GETARG_TEXT_PP(number));
+}
+
+static void
+check_given(FunctionCallInfo fcinfo, const Backfill *backfill, int number,
+			const char *argument)
+{
+	if (PG_ARGISNULL(number))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("argument \"%s\" of %s() must not be null",
+							   argument, backfill->procedure)));
+}
+
+/* Reads what both procedures have in common: the first and last arguments. */
+static void
+read_arguments(FunctionCallInfo fcinfo, Backfill *backfill, int after_units)
+{
+	check_given(fcinfo, backfill, 0, "source");
+	check_given(fcinfo, backfill, 1, "key");
+	check_given(fcinfo, backfill, 2, backfill->event_word);
+	check_given(fcinfo, backfill, 3, "units");
+	backfill->source = PG_GETARG_OID(0);
+	backfill->key = optional_text(fcinfo, 1);
+	backfill->event = optional_text(fcinfo, 2);
+	backfill->units = optional_text(fcinfo, 3);
+
+	check_given(fcinfo, backfill, after_units + 3, "chunk");
+	check_given(fcinfo, backfill, after_units + 5, "restart");
+	backfill->time = optional_text(fcinfo, after_units);
+	backfill->attributes = optional_text(fcinfo, after_units + 1);
+	backfill->filter = optional_text(fcinfo, after_units + 2);
+	backfill->chunk = PG_GETARG_INT32(after_units + 3);
+	backfill->name = optional_text(fcinfo, after_units + 4);
+	backfill->restart = PG_GETARG_BOOL(after_units + 5);
+	if (backfill->chunk < 1)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("argument \"chunk\" of %s() must be greater "
+							   "than 0",
+							   backfill->procedure)));
+}
+
+PG_FUNCTION_INFO_V1(absmartly_backfill_goals);
+
+/*
+ * absmartly_backfill_goals(source regclass, key text, goal text, units text,
+ *							properties text, achieved_at text,
+ *							attributes text, filter text, chunk integer,
+ *							name text, restart boolean)
+ *
+ * Tracks a goal for each row.  2D000 in a transaction block, 25006 where
+ * nothing can be written, 55006 while another session runs the same backfill,
+ * 22023, 42703 and 42804 for wrong arguments, and the errors of
+ * absmartly_track().
+ */
+Datum
+absmartly_backfill_goals(PG_FUNCTION_ARGS)
+{
+	Backfill backfill = {.procedure = "absmartly_backfill_goals",
+						 .function = "absmartly_track",
+						 .event_word = "goal",
+						 .time_word = "achieved_at"};
+
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	read_arguments(fcinfo, &backfill, 5);
+	backfill.properties = optional_text(fcinfo, 4);
+	backfill_execute(fcinfo, &backfill);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(absmartly_backfill_exposures);
+
+/*
+ * absmartly_backfill_exposures(source regclass, key text, experiment text,
+ *								units text, exposed_at text, attributes text,
+ *								filter text, chunk integer, name text,
+ *								restart boolean)
+ *
+ * Assigns and exposes the units of each row.  Errors as above, and those of
+ * absmartly_treatment().
+ */
+Datum
+absmartly_backfill_exposures(PG_FUNCTION_ARGS)
+{
+	Backfill backfill = {.procedure = "absmartly_backfill_exposures",
+						 .function = "absmartly_treatment",
+						 .event_word = "experiment",
+						 .time_word = "exposed_at"};
+
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	read_arguments(fcinfo, &backfill, 4);
+	backfill_execute(fcinfo, &backfill);
+	PG_RETURN_VOID();
+}

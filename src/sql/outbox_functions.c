@@ -1,0 +1,135 @@
+/*
+ * outbox_functions.c
+ *		What SQL may do with the outbox, and what it may not (DESIGN 3.3, 6.1).
+ */
+#include "postgres.h"
+
+#include "commands/extension.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "events/outbox.h"
+#include "events/queue.h"
+
+#define MEMORY_COLUMNS 10
+
+PG_FUNCTION_INFO_V1(absmartly_outbox_guard);
+
+/*
+ * absmartly_outbox_guard() -> boolean
+ *
+ * False, so that the heaps are made empty; 0A000 for a REFRESH of them.
+ */
+Datum
+absmartly_outbox_guard(PG_FUNCTION_ARGS)
+{
+	if (!creating_extension && !IsBinaryUpgrade)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("the outbox of absmartly cannot be refreshed"),
+				 errdetail("It holds events that wait to be sent."),
+				 errhint("absmartly_discard() drops what is parked in it.")));
+	PG_RETURN_BOOL(false);
+}
+
+static Datum
+make_bytea(const char *data, Size length)
+{
+	bytea *result = palloc(VARHDRSZ + length);
+
+	SET_VARSIZE(result, VARHDRSZ + length);
+	memcpy(VARDATA(result), data, length);
+	return PointerGetDatum(result);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_outbox_memory);
+
+/*
+ * absmartly_outbox_memory() -> table
+ *
+ * What waits in this database's memory queue: for the views, in which it
+ * stands beside what is in the heaps.
+ */
+Datum
+absmartly_outbox_memory(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	DatabaseState *state = shared_my_database();
+	List *records = state ? queue_list(state) : NIL;
+	ListCell *cell;
+
+	InitMaterializedSRF(fcinfo, 0);
+	foreach (cell, records)
+	{
+		const EventRecord *record = lfirst(cell);
+		const EventOrigin *origin = record->origin;
+		const EventPayload *payload = &record->payload;
+		Datum values[MEMORY_COLUMNS];
+		bool nulls[MEMORY_COLUMNS] = {false};
+		int column = 0;
+
+		CHECK_FOR_INTERRUPTS();
+		values[column++] = Int64GetDatum(record->id);
+		values[column++] = TimestampTzGetDatum(record->created);
+		values[column++] = ObjectIdGetDatum(MyDatabaseId);
+		values[column++] = Int32GetDatum((int32) payload->contexts);
+		values[column++] = Int32GetDatum((int32) payload->exposures);
+		values[column++] = Int32GetDatum((int32) payload->goals);
+		values[column++] =
+			make_bytea(origin->application, strlen(origin->application));
+		values[column++] = make_bytea(origin->application_version,
+									  strlen(origin->application_version));
+		values[column++] =
+			make_bytea(origin->environment, strlen(origin->environment));
+		values[column++] = make_bytea(payload->data, payload->length);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * Changes the parked record that is the function's argument, or all of them if
+ * that is null.
+ */
+static Datum
+change_parked(FunctionCallInfo fcinfo, const char *function,
+			  int64 (*change)(int64 id))
+{
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfReadOnly(function);
+	if (PG_ARGISNULL(0))
+		PG_RETURN_INT64(change(0));
+	/* numbers of records are positive */
+	PG_RETURN_INT64(PG_GETARG_INT64(0) > 0 ? change(PG_GETARG_INT64(0)) : 0);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_requeue);
+
+/*
+ * absmartly_requeue(record bigint) -> bigint
+ *
+ * Lets parked events be sent again, as events of this database and for its
+ * endpoint; gives their number.  25006 in a read-only transaction.
+ */
+Datum
+absmartly_requeue(PG_FUNCTION_ARGS)
+{
+	return change_parked(fcinfo, "absmartly_requeue()", outbox_requeue);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_discard);
+
+/*
+ * absmartly_discard(record bigint) -> bigint
+ *
+ * Drops parked events; gives their number.  25006 in a read-only transaction.
+ */
+Datum
+absmartly_discard(PG_FUNCTION_ARGS)
+{
+	return change_parked(fcinfo, "absmartly_discard()", outbox_discard);
+}
