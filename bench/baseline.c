@@ -1,13 +1,14 @@
 /*
  * baseline.c
  *		What the extension's functions are compared with: functions of the same
- *		shape that do next to nothing (see bench/assign).
+ *		shape that do next to nothing (see bench/assign and bench/events).
  */
 #include "postgres.h"
 
 #include <time.h>
 
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
@@ -22,6 +23,7 @@ void _PG_init(void);
 PGDLLEXPORT PG_FUNCTION_INFO_V1(bench_trivial);
 PGDLLEXPORT PG_FUNCTION_INFO_V1(bench_trivial_peek);
 PGDLLEXPORT PG_FUNCTION_INFO_V1(bench_constant_rows);
+PGDLLEXPORT PG_FUNCTION_INFO_V1(bench_trivial_trigger);
 PGDLLEXPORT PG_FUNCTION_INFO_V1(bench_cpu);
 
 /* Loaded at the server's start, as the extension is. */
@@ -112,6 +114,18 @@ bench_constant_rows(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(set->setResult, set->setDesc, constants->values,
 							 constants->nulls);
 	return (Datum) 0;
+}
+
+/*
+ * bench_trivial_trigger() -> trigger
+ *		What any trigger in C costs that is fired after each row.
+ */
+Datum
+bench_trivial_trigger(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		elog(ERROR, "not called by the trigger manager");
+	return PointerGetDatum(NULL);
 }
 
 /*
