@@ -1,5 +1,6 @@
--- What the extension does, step by step.  "make demo" plays this; by hand: psql -X -q --echo-queries -f examples/demo.sql
--- in an empty database of a server that knows a collector with test/collector/data/demo.json.
+-- What the extension does, step by step.  "make demo" plays this and then backfill.sql; by hand: psql -X -q
+-- --echo-queries -f examples/demo.sql in an empty database of a server that knows a collector with
+-- test/collector/data/demo.json.
 
 \pset null -
 \pset footer off
@@ -66,9 +67,41 @@ FROM users
 ORDER BY id
 LIMIT 5;
 
-\echo == 7. How it is doing
+\echo == 7. A table of orders whose trigger tracks a goal for each
 \echo
 
-\x on
-SELECT * FROM absmartly_stat;
-\x off
+CREATE TABLE orders (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    customer_id bigint NOT NULL,
+    amount numeric(10, 2) NOT NULL,
+    currency text NOT NULL DEFAULT 'EUR',
+    paid_at timestamptz NOT NULL DEFAULT now());
+
+CREATE TRIGGER payment_goal AFTER INSERT ON orders FOR EACH ROW
+    EXECUTE FUNCTION absmartly_track_trigger('payment', 'user_id=customer_id', 'amount,currency', 'achieved_at=paid_at');
+
+\echo == 8. A checkout that fails: the order and its goal are rolled back
+\echo
+
+BEGIN;
+SELECT absmartly_treatment('{"user_id": 406}', 'free_shipping_threshold');
+INSERT INTO orders (customer_id, amount) VALUES (406, 13.37);
+ROLLBACK;
+
+\echo == 9. A checkout that succeeds: one exposure, one goal, by the same commit as the order
+\echo
+
+BEGIN;
+SELECT absmartly_treatment('{"user_id": 406}', 'free_shipping_threshold');
+INSERT INTO orders (customer_id, amount) VALUES (406, 64.50);
+COMMIT;
+
+\echo == 10. What waits in the outbox, or has just been sent
+\echo
+
+SELECT kind, experiment, variant, goal, properties, units FROM absmartly_pending_events ORDER BY kind;
+
+\echo == 11. Wait until everything that was committed is delivered
+\echo
+
+SELECT absmartly_publish('30 s') AS delivered;
