@@ -53,8 +53,8 @@
 /* members of an object that one call of jsonb_build_object() can make */
 #define OBJECT_MEMBERS 50
 
-/* time between notices */
-#define NOTICE_INTERVAL_MS 1000
+/* time between notices, unless the number of rows has doubled */
+#define NOTICE_INTERVAL_MS 5000
 #define WAIT_NOTICE_INTERVAL_MS 60000
 #define WAIT_MS 200
 
@@ -800,6 +800,7 @@ run(Backfill *backfill)
 	TimestampTz started_at = GetCurrentTimestamp();
 	TimestampTz told_at = started_at;
 	int64 rows_before;
+	int64 told_rows = 0;
 	double seconds;
 	double speed;
 
@@ -823,17 +824,19 @@ run(Backfill *backfill)
 			break;
 		clear_progress(backfill, backfill->rows);
 
-		if (TimestampDifferenceExceeds(told_at, GetCurrentTimestamp(),
+		if (backfill->rows >= 2 * told_rows ||
+			TimestampDifferenceExceeds(told_at, GetCurrentTimestamp(),
 									   NOTICE_INTERVAL_MS))
 		{
 			told_at = GetCurrentTimestamp();
+			told_rows = backfill->rows;
 			speed =
 				rows_per_second(backfill, started_at, rows_before, &seconds);
 			ereport(NOTICE,
-					(errmsg("backfill \"%s\": %lld rows done, last key %s, "
-							"%.0f rows per second",
+					(errmsg("backfill \"%s\": %lld rows done, last key %s",
 							backfill->name, (long long) backfill->rows,
-							backfill->position, speed)));
+							backfill->position),
+					 errdetail("%.0f rows per second.", speed)));
 		}
 	}
 
