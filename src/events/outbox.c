@@ -2,11 +2,10 @@
  * outbox.c
  *		The outbox: what transactions and SQL do with it.
  *
- * Writers append to the end of the active heap.  That lets the worker remember
- * which pages it has done with: it publishes up to which page it does so (the
- * settled pages) before it looks at them, and a writer that finds that its
- * row came to such a page, because others have extended the heap meanwhile,
- * says so.
+ * Writers fill pages at the end of the active heap.  That lets the worker
+ * remember which pages it has done with: it publishes up to which page it does
+ * so (the settled pages) before it looks at them, and a writer that finds that
+ * its row came to such a page says so.
  */
 #include "postgres.h"
 
@@ -77,16 +76,17 @@ outbox_size(void)
 }
 
 /*
- * Rows are to be appended to the last page, which need not be the one where
- * this process was the last time.
+ * Rows go to the page where this process put its last one, so that processes
+ * seldom meet on a page; unless the worker is through with that one: then to
+ * the heap's end.
  */
 static void
-append_at_end(OutboxWriter *to)
+choose_page(const OutboxWriter *to)
 {
 	BlockNumber target = RelationGetTargetBlock(to->relation);
 
-	if (to->state == NULL ||
-		target + 1 != pg_atomic_read_u32(&to->state->outbox_blocks[to->place]))
+	if (to->state == NULL || target == InvalidBlockNumber ||
+		target < pg_atomic_read_u32(&to->state->outbox_settled[to->place]))
 		RelationSetTargetBlock(to->relation, InvalidBlockNumber);
 }
 
@@ -119,7 +119,7 @@ outbox_write_begin(void)
 		return NULL;
 	writer.origin = record_current_origin();
 	writer.created = GetCurrentTimestamp();
-	append_at_end(&writer);
+	choose_page(&writer);
 	return &writer;
 }
 
@@ -134,7 +134,8 @@ note_page(void *argument, BlockNumber page)
 	pg_memory_barrier();
 	if (page < pg_atomic_read_u32(&to->state->outbox_settled[to->place]))
 		to->settled_hit = true;
-	pg_atomic_write_u32(&to->state->outbox_blocks[to->place], page + 1);
+	if (page >= pg_atomic_read_u32(&to->state->outbox_blocks[to->place]))
+		pg_atomic_write_u32(&to->state->outbox_blocks[to->place], page + 1);
 }
 
 static void

@@ -36,6 +36,9 @@
 /* pages that outbox_read() looks at for nothing before it wants a pause */
 #define MAX_PAGES 512
 
+/* pages at the end of the active heap that writers may be filling */
+#define OPEN_PAGES 16
+
 /* a heap is left for the other one when it has so many pages */
 #define ROTATE_PAGES 1024
 /* the same when nothing waits */
@@ -144,14 +147,13 @@ know_heap(int place, Relation relation)
 	known->pages = pages;
 
 	/*
-	 * Writers append to the last page of the active heap.  Some may have seen
-	 * the heap when it was smaller, or active; they look at this when they
-	 * have written.
+	 * Writers fill the last pages of the active heap.  Some may have seen the
+	 * heap when it was smaller, or active; they look at this when they have
+	 * written.
 	 */
 	known->settled = pages;
-	if (place == (int) pg_atomic_read_u32(&worker_state->outbox_active) &&
-		pages > 0)
-		known->settled--;
+	if (place == (int) pg_atomic_read_u32(&worker_state->outbox_active))
+		known->settled -= Min(pages, OPEN_PAGES);
 	pg_atomic_write_u32(&worker_state->outbox_settled[place], known->settled);
 	pg_memory_barrier();
 	pg_atomic_write_u32(&worker_state->outbox_blocks[place], pages);

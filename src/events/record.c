@@ -183,3 +183,23 @@ record_current_origin(void)
 		return &unknown_origin;
 	return origin_without_worker();
 }
+
+const EventOrigin *
+record_complete_origin(const EventOrigin *origin)
+{
+	const EventOrigin *now;
+	EventOrigin complete;
+
+	if (likely(origin->known && origin->application[0] != '\0' &&
+			   origin->environment[0] != '\0'))
+		return origin;
+	now = record_current_origin();
+	if (!origin->known)
+		return now;
+	complete = *origin;
+	if (complete.application[0] == '\0')
+		strlcpy(complete.application, now->application, SHARED_MAX_NAME);
+	if (complete.environment[0] == '\0')
+		strlcpy(complete.environment, now->environment, SHARED_MAX_NAME);
+	return record_intern_origin(&complete);
+}

@@ -71,6 +71,13 @@ extern uint64 record_endpoint_hash(const char *endpoint);
  */
 extern const EventOrigin *record_current_origin(void);
 
+/*
+ * What an origin comes to when its events are sent: what was not known, or not
+ * set, when they were recorded is as it is now.  A collector takes nothing
+ * without an application and an environment.
+ */
+extern const EventOrigin *record_complete_origin(const EventOrigin *origin);
+
 /* The process's one copy of an origin. */
 extern const EventOrigin *record_intern_origin(const EventOrigin *origin);
 

@@ -93,7 +93,8 @@ batch_pass(void)
 		outbox_pass_begin();
 		outbox_more = true;
 	}
-	queue_more = true;
+	/* elsewhere it has been moved to the outbox */
+	queue_more = in_recovery;
 }
 
 bool
@@ -319,7 +320,7 @@ read_source(Batch *batch, size_t max_bytes)
 static const EventOrigin *
 origin_of(const EventRecord *record)
 {
-	return record->origin->known ? record->origin : record_current_origin();
+	return record_complete_origin(record->origin);
 }
 
 /* Whether two origins look the same to the collector. */

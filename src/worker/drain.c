@@ -12,6 +12,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "events/encoding.h"
 #include "events/outbox.h"
 #include "events/queue.h"
 #include "worker/drain.h"
@@ -26,22 +27,98 @@
  */
 #define MEMORY_MS 200
 
+/*
+ * What waits in memory is small: the events of a transaction each.  Put
+ * together, they cost the outbox and its reader a fraction.
+ */
+#define MERGED_BYTES 7000
+#define MERGED_CONTEXTS 250
+/* beyond that a record is left as it is */
+#define MAX_MERGED_RECORD 2048
+
+typedef struct Merge
+{
+	OutboxWriter *writer;
+	const EventRecord *first; /* whose origin and time count; NULL: empty */
+	char data[MERGED_BYTES];
+} Merge;
+
+static Encoder encoder;
+static Decoder decoder;
+
+static void
+merge_end(Merge *merge)
+{
+	const EncoderMark *at = &encoder.at;
+	EventRecord record;
+
+	if (merge->first == NULL)
+		return;
+	record = *merge->first;
+	record.payload = (EventPayload){encoder.data, at->length, at->contexts,
+									at->exposures, at->goals};
+	outbox_write_record(merge->writer, &record);
+	merge->first = NULL;
+}
+
+static bool
+add_event(EventKind kind)
+{
+	return kind == EVENT_EXPOSURE
+			   ? encoder_add_exposure(&encoder, &decoder.context,
+									  &decoder.exposure)
+			   : encoder_add_goal(&encoder, &decoder.context, &decoder.goal);
+}
+
+static void
+merge_record(Merge *merge, const EventRecord *record)
+{
+	EventKind kind;
+
+	if (record->payload.length > MAX_MERGED_RECORD ||
+		!decoder_begin(&decoder, record->payload.data, record->payload.length))
+	{
+		outbox_write_record(merge->writer, record);
+		return;
+	}
+	if (merge->first != NULL && merge->first->origin != record->origin)
+		merge_end(merge);
+	while ((kind = decoder_next(&decoder)) != EVENT_END)
+	{
+		if (kind == EVENT_CONTEXT)
+			continue;
+		if (kind == EVENT_MALFORMED)
+			elog(ERROR, "events in the memory queue are damaged");
+		if (merge->first != NULL &&
+			(encoder.at.contexts >= MERGED_CONTEXTS || !add_event(kind)))
+			merge_end(merge);
+		else if (merge->first != NULL)
+			continue;
+		merge->first = record;
+		encoder_begin(&encoder, merge->data, MERGED_BYTES);
+		if (!add_event(kind))
+			elog(ERROR, "an event of the memory queue does not fit");
+	}
+}
+
 static void
 write_records(List *records)
 {
-	OutboxWriter *writer;
+	static Merge merge;
 	ListCell *cell;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	outbox_require();
-	writer = outbox_write_begin();
-	if (writer == NULL)
+	merge.first = NULL;
+	merge.writer = outbox_write_begin();
+	if (merge.writer == NULL)
 		elog(ERROR, "the outbox is gone");
 	foreach (cell, records)
-		outbox_write_record(writer, lfirst(cell));
-	outbox_write_end(writer);
+		merge_record(&merge, lfirst(cell));
+	merge_end(&merge);
+	outbox_write_end(merge.writer);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 }

@@ -445,6 +445,11 @@ read_batch(DatabaseState *state)
 	/* a ticket's pass begins after it, even if another one goes on */
 	if (pass_wanted && (!batch_more() || (ticket != 0 && !ticket_pass)))
 	{
+		/* what is sent may fail for days: all of it has to be safe */
+		if (!recovery && queue_oldest(state) != 0 &&
+			!step_try(state, "could not write exposures to the outbox",
+					  drain_queue, NULL))
+			return;
 		if (!step_try(state, "could not read events", step_pass, NULL))
 			return;
 		pass_wanted = false;
@@ -679,7 +684,9 @@ publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 		blame(state, batch, answer, false);
 	else if (complete && no_endpoint_status(status) && batch_count(batch) > 1)
 	{
-		batch_missing = true;
+		/* where single requests are refused like it, all of them are */
+		if (collector_pause_left(&pause_all) <= 0)
+			batch_missing = true;
 		batch->attempts = 0;
 		put_aside(batch);
 	}
