@@ -13,6 +13,7 @@ use JSON::PP ();
 use Math::BigFloat;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $folder = ($ENV{ABSMARTLY_SHARED} // '') . '/vectors';
 
@@ -66,6 +67,7 @@ my %flags = (
 
 my $node = start_node('main', extension => 0, settings => "max_worker_processes = 100\n");
 my %databases;
+my $collector;
 
 for my $file (@files)
 {
@@ -80,6 +82,15 @@ for my $file (@files)
 		ok(@cases > 0, "$name.json has cases");
 		run_cases($statements, @cases);
 	}
+}
+
+SKIP:
+{
+	skip 'there is no publish.json', 1 if !-e "$folder/publish.json";
+	my %content = members(slurp_file("$folder/publish.json"));
+	my @cases = map { { members($_) } } elements($content{cases});
+	ok(@cases > 0, 'publish.json has cases');
+	publish_case(%$_) for @cases;
 }
 
 unlike(log_of($node), qr/PANIC|TRAP|terminated by signal/, 'nothing crashed');
@@ -776,4 +787,198 @@ sub custom_fields
 		# a number that is none (expectedNaN) is NULL, too
 		check('value', call(custom_field_value => @arguments), jsonb_or_null($case{expected})),
 		check('type', call(custom_field_value_type => @arguments), text($case{expectedType})));
+}
+
+#
+# Publishing
+#
+
+# A case has a database and a space of a collector to itself. All between two publishes is one transaction of one-shot
+# calls, which stands for a context if units and attributes are set before the first event.
+sub publish_case
+{
+	my %case = @_;
+	my $name = plain($case{id});
+	my ($reason, @rounds) = publish_rounds(%case);
+
+	$reason //= join '; ', client_reason(
+		1, $case{environment}, @{ { members($case{application}) } }{qw(name version)});
+	SKIP:
+	{
+		skip "$name: $reason", 1 if $reason ne '';
+		$collector //= start_collector(data => '{"experiments":[]}');
+		my $space = "/$name/v1";
+		my $database = publish_database($name, $space, %case);
+		my (@periods, @sent);
+
+		for my $round (@rounds)
+		{
+			my $start = time * 1000;
+
+			$node->safe_psql($database, join "\n", "SET client_encoding = 'UTF8';", @$round);
+			$node->safe_psql($database, q{SELECT absmartly_publish('60 s')});
+			push @sent, map { JSON::PP->new->utf8->decode($_) } texts_of($collector->requests(space => $space, method => 'PUT'));
+			push @periods, [ int $start, time * 1000 ] while @periods < @sent;
+			$collector->forget($space);
+		}
+
+		my @expected = map { JSON::PP->new->utf8->decode($_) } elements($case{expected});
+		my $json = JSON::PP->new->canonical->ascii;
+		my @got = map { comparable($sent[$_], $expected[$_], @{ $periods[$_] }) } 0 .. $#sent;
+
+		is($json->encode(\@got), $json->encode([ map { comparable($_) } @expected ]), $name);
+	}
+	return;
+}
+
+# The bodies of single publish requests.
+sub texts_of
+{
+	return map {
+		my $text = $_->{body};
+
+		utf8::encode($text);
+		$_->{operation} eq 'context' ? $text : elements({ members($text) }->{requests})
+	} @_;
+}
+
+# The database whose worker fetches the case's experiments and sends its events.
+sub publish_database
+{
+	my ($name, $space, %case) = @_;
+	my %application = members($case{application});
+	my %settings = (
+		endpoint            => $collector->url($space),
+		application         => plain($application{name}),
+		application_version => is_null($application{version}) ? '0' : plain($application{version}),
+		environment         => plain($case{environment}));
+	my $database = $name =~ s/\W/_/gr;
+
+	$collector->set_data($space, $case{contextData});
+	$node->safe_psql('postgres',
+		"CREATE DATABASE $database ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+	$node->safe_psql('postgres', "ALTER DATABASE $database SET absmartly.$_ = " . literal($settings{$_}))
+		for sort keys %settings;
+	create_extension($node, $database);
+	wait_ready($node, $database) or die "no data in $database";
+	return $database;
+}
+
+# The transactions of a case, each as a list of statements; before them why they can not be, or undef.
+sub publish_rounds
+{
+	my %case = @_;
+	my %units = members($case{units});
+	my %options = members($case{options});
+	my (%attributes, %overrides, %customs, @calls, @rounds);
+	my $events = 0;
+	my @settings = map { "SET absmartly.$_->[1] = on;" } grep { ($options{ $_->[0] } // '') eq 'true' }
+		[ includeSystemAttributes => 'include_system_attributes' ], [ historic => 'historic' ];
+
+	my @unknown = grep { !/^(?:includeSystemAttributes|historic)$/ } sort keys %options;
+	return "option $unknown[0] is one of session contexts" if @unknown;
+
+	for my $operation (map { { members($_) } } elements($case{operations}))
+	{
+		my $action = plain($operation->{action});
+		my @arguments = elements($operation->{args});
+		my %many = $action =~ s/s$// ? members($arguments[0]) : (plain($arguments[0] // '""') => $arguments[1]);
+		my $object = sub { jsonb('{' . join(',', map { json_string($_) . ":$_[0]{$_}" } sort keys %{ $_[0] }) . '}') };
+
+		if ($action eq 'unit' || $action eq 'attribute')
+		{
+			my $known = $action eq 'unit' ? \%units : \%attributes;
+
+			return "$action is set after an event, which is for session contexts" if $events;
+			return 'an attribute is set twice, which is for session contexts' if grep { exists $attributes{$_} } keys %many;
+			return 'attributes of a call are in the order of their names' if $action eq 'attribute'
+				&& grep { my $new = $_; grep { $_ gt $new } keys %attributes } keys %many;
+			$known->{$_} = $many{$_} for keys %many;
+		}
+		elsif ($action eq 'override')
+		{
+			$overrides{$_} = $many{$_} for keys %many;
+			push @calls, set(overrides => '{' . join(',', map { json_string($_) . ":$overrides{$_}" } sort keys %overrides) . '}')->{sql};
+		}
+		elsif ($action eq 'customAssignment')
+		{
+			$customs{$_} = $many{$_} for keys %many;
+		}
+		elsif ($action =~ /^(?:treatment|peek|track)$/)
+		{
+			my @reasons = no_text(@arguments, values %units, values %attributes);
+			my $custom = $customs{ plain($arguments[0]) } // 'NULL';
+			my $time = is_null($arguments[-1]) || @arguments < ($action eq 'track' ? 3 : 2)
+				? 'NULL' : "to_timestamp($arguments[-1] / 1000.0)";
+
+			return $reasons[0] if @reasons;
+			return 'variants are integers' if $custom !~ /^(?:-?\d+|NULL)$/;
+			return 'goals without a unit are for session contexts' if $action eq 'track' && !grep { !is_null($_) } values %units;
+			my @call = ($object->(\%units), text($arguments[0]));
+			push @calls, 'SELECT '
+				. ($action eq 'track'
+					? call(track => @call, jsonb_or_null($arguments[1] // 'null'), $time, $object->(\%attributes))
+					: $action eq 'peek' ? call(peek_treatment => @call, $object->(\%attributes), $custom)
+					: call(treatment => @call, $object->(\%attributes), $custom, $time)) . ';';
+			$events++ if $action ne 'peek';
+		}
+		elsif ($action eq 'publish')
+		{
+			push @rounds, [ @settings, 'BEGIN;', splice(@calls), 'COMMIT;' ];
+			$events = 0;
+		}
+		else
+		{
+			return "$action is one of session contexts";
+		}
+	}
+	return undef, @rounds;
+}
+
+sub json_string
+{
+	my ($text) = @_;
+
+	utf8::decode($text);
+	return JSON::PP->new->utf8->allow_nonref->encode($text);
+}
+
+# A publish request without what may differ. Times are compared with the expected ones if they are theirs, and else only
+# have to lie in the period of the round.
+sub comparable
+{
+	my ($request, $expected, $start, $end) = @_;
+	my %copy = %$request;
+	my $time = sub {
+		my ($got, $other) = @_;
+
+		return 'a time' if !defined $start || defined $other && $got == $other || $got >= $start && $got <= $end;
+		return "$got is not in $start .. $end";
+	};
+
+	if (defined $start)
+	{
+		my $version = delete $copy{sdkVersion} // '';
+
+		$copy{sdkVersion} = "version '$version'" if $version !~ /^\d+\.\d+/;
+	}
+	$copy{publishedAt} = $time->($copy{publishedAt});
+	$copy{units} = [ sort { $a->{type} cmp $b->{type} } @{ $copy{units} } ];
+	for my $list ([ exposures => 'exposedAt' ], [ goals => 'achievedAt' ], [ attributes => 'setAt' ])
+	{
+		my ($name, $field) = @$list;
+		my $others = ref $expected ? $expected->{$name} // [] : [];
+		my $index = 0;
+
+		next if !exists $copy{$name};
+		$copy{$name} = [ map {
+			my %item = %$_;
+			my $other = ($others->[ $index++ ] // {})->{$field};
+
+			$item{$field} = $time->($item{$field}, $other);
+			$item{value} = "<$item{name}>" if $name eq 'attributes' && $item{name} =~ /^sdk_(?:name|version)$/;
+			\%item
+		} @{ $copy{$name} } ];
+	}
+	return \%copy;
 }

@@ -86,6 +86,10 @@ $collector->fault('/v1', {match => {method => 'PUT', path => 'context*'}, status
 is get()->{status}, 200, 'no match';
 is put('g')->{status}, 429, 'match';
 is put('g')->{status}, 200, 'match used up';
+$collector->fault('/v1', {match => {larger_than => 150}, status => 413, times => -1});
+is put('g')->{status}, 200, 'small enough';
+is put('g', 'g', 'g')->{status}, 413, 'too large';
+$collector->clear_faults('/v1');
 $collector->fault('/v1', {match => {path => '/v1/context'}, status => 418});
 is put('g')->{status}, 200, 'other path';
 is get()->{status}, 418, 'whole path';

@@ -48,6 +48,13 @@ my %FIELD = (
     reject_goal  => 'string',
     with_index   => 'boolean',
 );
+my %MATCH = (
+    method      => 'string',
+    path        => 'string',
+    application => 'string',
+    environment => 'string',
+    larger_than => 'count',
+);
 my @ACTIONS = qw(delay_ms status headers body body_base64 cut_after drip reset hang garbage html huge chunked
     bad_request reject_goal);
 
@@ -71,8 +78,9 @@ sub new_fault {
 
     my $match = $description->{match} || {};
     for my $field (sort keys %$match) {
-        die "unknown field \"$field\" in match\n" unless $field =~ /\A(?:method|path|application|environment)\z/;
-        die "match: \"$field\" must be a string\n" unless is_string($match->{$field});
+        my $check = $MATCH{$field} or die "unknown field \"$field\" in match\n";
+        my $problem = $CHECK{$check}->($match->{$field});
+        die "match: \"$field\" $problem\n" if defined $problem;
     }
 
     my %fault = (%$description, match => $match, id => $id, left => $description->{times} // 1, seen => 0, used => 0);
@@ -137,6 +145,7 @@ sub _matches {
     my ($match, $record) = @_;
 
     return 0 if defined $match->{method} && uc $match->{method} ne $record->{method};
+    return 0 if defined $match->{larger_than} && length $record->{body} <= $match->{larger_than};
     for my $field (qw(application environment)) {
         next unless defined $match->{$field};
         return 0 if ($record->{query}{$field} // $record->{headers}{"x-$field"} // '') ne $match->{$field};
