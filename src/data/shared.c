@@ -227,8 +227,7 @@ state_reset(DatabaseState *state, Oid database)
 	for (int i = 0; i < COUNTER_COUNT; i++)
 		pg_atomic_write_u64(&state->counters[i], 0);
 	memset(state->endpoints, 0, sizeof(state->endpoints));
-	state->foreign_records = 0;
-	state->dead_events = 0;
+	state->worker_leaves = false;
 	state->publish_requested = 0;
 	state->publish_finished = 0;
 	state->publish_succeeded = 0;

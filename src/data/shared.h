@@ -159,8 +159,7 @@ typedef struct DatabaseState
 	pg_atomic_uint32 wake_at; /* wake the worker at so many; 0: don't */
 	pg_atomic_uint64 counters[COUNTER_COUNT];
 	uint64 endpoints[SHARED_MAX_ENDPOINTS]; /* hashes; 0: unused */
-	int64 foreign_records; /* parked, as the worker last counted */
-	int64 dead_events;
+	bool worker_leaves; /* what comes to the memory queue may stay there */
 
 	/* publishing on request, as above for fetches */
 	uint64 publish_requested;

@@ -976,7 +976,8 @@ can_leave_to_worker(const Stream *outbox)
 	return settings_async_commit && !goals_recorded && nprogress == 0 &&
 		   finished_count(outbox) == 0 &&
 		   !TransactionIdIsValid(GetTopTransactionIdIfAny()) && state != NULL &&
-		   state->worker_pid != 0 && queue_has_room(PAYLOAD_BYTES);
+		   state->worker_pid != 0 && !state->worker_leaves &&
+		   queue_has_room(PAYLOAD_BYTES);
 }
 
 /*

@@ -59,7 +59,7 @@ outbox_size(void)
 
 	if (state != NULL)
 	{
-		for (int i = 0; i < HEAPS_COUNT; i++)
+		for (int i = 0; i < RECORD_PARKED; i++)
 			blocks += pg_atomic_read_u32(&state->outbox_blocks[i]);
 	}
 	else

@@ -39,7 +39,10 @@ typedef enum OutboxStatus
  */
 extern void outbox_require(void);
 
-/* Bytes of the outbox's files, as far as is known without looking long. */
+/*
+ * Bytes of what is written and emptied in turns, as far as is known without
+ * looking long.  What is parked does not count: delivery makes no room there.
+ */
 extern uint64 outbox_size(void);
 
 /*

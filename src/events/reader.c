@@ -944,6 +944,8 @@ truncate_heap(int place)
 		}
 		if (waiting == 0)
 			pg_atomic_write_u32(&worker_state->outbox_blocks[place], 0);
+		else
+			shared_events_committed(worker_state, (uint64) waiting);
 		relation_close(relation, NoLock);
 	}
 	CommitTransactionCommand();
@@ -992,7 +994,9 @@ outbox_maintain(DatabaseState *state, bool idle)
 		return -1;
 	active = (int) pg_atomic_read_u32(&state->outbox_active);
 	other = 1 - active;
-	if (knowledge[other].pages > 0 && heap_is_drained(&knowledge[other]))
+	/* when idle, what has not been seen to be done are just its last pages */
+	if (knowledge[other].pages > 0 &&
+		(idle || heap_is_drained(&knowledge[other])))
 		locked = truncate_heap(other);
 	if (pg_atomic_read_u32(&state->outbox_blocks[active]) >= least &&
 		look_at_heaps() && knowledge[active].pages >= least &&

@@ -451,7 +451,10 @@ after_position(Form_pg_attribute key, const char *quoted_key)
 	op = (Form_pg_operator) GETSTRUCT(tuple);
 	condition = psprintf("%s OPERATOR(%s.%s) $1::%s", quoted_key,
 						 quote_identifier(get_namespace_name(op->oprnamespace)),
-						 NameStr(op->oprname), format_type_be_qualified(type));
+						 NameStr(op->oprname),
+						 format_type_extended(type, -1,
+											  FORMAT_TYPE_TYPEMOD_GIVEN |
+												  FORMAT_TYPE_FORCE_QUALIFY));
 	ReleaseSysCache(tuple);
 	return condition;
 }

@@ -234,6 +234,8 @@ collector_judge(const HttpAnswer *answer, const CollectorKey *key,
 	kind->outcome = answer->outcome;
 	kind->status = answer->status;
 	failure->retry_after = answer->retry_after;
+	kind->html = pg_strncasecmp(answer->content_type, "text/html", 9) == 0 ||
+				 answer->body[strspn(answer->body, " \t\r\n")] == '<';
 
 	if (answer->outcome != HTTP_ANSWERED)
 	{
@@ -249,8 +251,6 @@ collector_judge(const HttpAnswer *answer, const CollectorKey *key,
 		}
 	}
 
-	kind->html = pg_strncasecmp(answer->content_type, "text/html", 9) == 0 ||
-				 answer->body[strspn(answer->body, " \t\r\n")] == '<';
 	if (answer->status >= 200 && answer->status < 300 && !kind->html)
 		return kind->result = ATTEMPT_GOOD;
 

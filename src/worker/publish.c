@@ -43,11 +43,18 @@
 /* marks of delivered records get to disk at least that often */
 #define FLUSH_MS 50
 #define BLOCKED_PAUSE_MS 200
+/* batches that fail while others don't, beside those that may be in flight */
+#define MAX_ALONE 16
+/* after so many rounds one of them is halved: one of its events may be why */
+#define ROUNDS_ALONE 2
 /* between two reports of dropped events */
 #define DROPS_REPORT_MS 60000
 /* how long running requests may take when the worker ends */
 #define SHUTDOWN_MS 500
 #define STANDBY_SHUTDOWN_MS 2000
+/* how long a transaction may take from its last look at the worker to its end
+ */
+#define LEAVE_MS 50
 
 static bool recovery;
 static bool started = false; /* the outbox knows this worker */
@@ -70,6 +77,7 @@ static size_t batch_bytes; /* at which a batch is full */
 
 /* what the collector thinks of it */
 static CollectorPause pause_all;
+static CollectorPause pause_asked; /* by the collector: Retry-After */
 static int failed_rounds = 0;
 static uint64 rounds_failed = 0; /* ever */
 static uint64 successes = 0; /* batches delivered, ever */
@@ -126,8 +134,15 @@ end_pauses(void)
 	dlist_iter iter;
 
 	pause_all.until = 0;
+	pause_asked.until = 0;
 	read_pause.until = 0;
 	step_end_pause();
+	dlist_foreach(iter, &running)
+	{
+		Batch *batch = dlist_container(Batch, node, iter.cur);
+
+		batch->attempts = 1;
+	}
 	dlist_foreach(iter, &waiting)
 	{
 		Batch *batch = dlist_container(Batch, node, iter.cur);
@@ -187,6 +202,22 @@ take_out(Batch *batch)
 	nbatches--;
 }
 
+/* A batch is too large, or something in it is wrong and nobody says what. */
+static void
+halve(Batch *batch)
+{
+	Batch *half = batch_split(batch);
+
+	batch->attempts = 0;
+	half->tried = batch->tried;
+	half->successes_before = batch->successes_before;
+	half->failed_rounds = batch->failed_rounds;
+	half->reported = batch->reported;
+	half->pause = batch->pause;
+	put_aside(batch);
+	put_aside(half);
+}
+
 /*
  * A round has failed.  It is reported once for as long as the reason stays the
  * same: an outage of days shall not fill the log.
@@ -198,6 +229,9 @@ fail_round(DatabaseState *state, Batch *batch, const Failure *failure,
 	bool alone = successes > batch->successes_before;
 
 	batch->attempts = 0;
+	if (failure->retry_after > 0)
+		pause_for(&pause_asked,
+				  collector_round_ms(first_ms, 0, failure->retry_after));
 	if (alone)
 		pause_for(&batch->pause,
 				  collector_round_ms(first_ms, batch->failed_rounds++,
@@ -234,6 +268,11 @@ fail_round(DatabaseState *state, Batch *batch, const Failure *failure,
 		failure_reported = true;
 		reported_kind = failure->kind;
 	}
+	if (alone && batch->failed_rounds >= ROUNDS_ALONE && batch_count(batch) > 1)
+	{
+		take_out(batch);
+		halve(batch);
+	}
 	worker_log_error(state, failure->error);
 	finish_ticket(state, ERRCODE_CONNECTION_FAILURE, failure->error);
 }
@@ -265,8 +304,9 @@ fail_attempt(DatabaseState *state, Batch *batch, const Failure *failure)
 		int64 pause_ms =
 			collector_retry_ms(batch->attempts, failure->retry_after);
 
-		pause_for(failure->retry_after > 0 ? &pause_all : &batch->pause,
-				  pause_ms);
+		pause_for(&batch->pause, pause_ms);
+		if (failure->retry_after > 0)
+			pause_for(&pause_asked, pause_ms);
 	}
 }
 
@@ -330,6 +370,14 @@ send_batch(DatabaseState *state, HttpClient *client, Batch *batch)
 	LWLockRelease(&state->lock);
 }
 
+/* Milliseconds of the pauses that are for all. */
+static long
+pause_left(void)
+{
+	return Max(collector_pause_left(&pause_all),
+			   collector_pause_left(&pause_asked));
+}
+
 /* Where there is no batch endpoint, items leave their batch one by one. */
 static bool
 must_carve(const Batch *batch)
@@ -337,11 +385,22 @@ must_carve(const Batch *batch)
 	return batch_missing && batch_count(batch) > 1;
 }
 
-/* Whether there may be another batch. */
+/*
+ * Whether there may be another batch.  Those that fail alone do not count, so
+ * that they stop nothing; unless there are many of them.
+ */
 static bool
 may_add(void)
 {
-	return nbatches <= settings_max_connections;
+	int alone = 0;
+	dlist_iter iter;
+
+	dlist_foreach(iter, &waiting)
+	{
+		if (dlist_container(Batch, node, iter.cur)->failed_rounds > 0)
+			alone++;
+	}
+	return nbatches - Min(alone, MAX_ALONE) <= settings_max_connections;
 }
 
 /* Milliseconds until a waiting batch may be sent; -1: others come first. */
@@ -350,8 +409,7 @@ batch_left(const Batch *batch)
 {
 	if (must_carve(batch) && !may_add())
 		return -1;
-	return Max(collector_pause_left(&batch->pause),
-			   collector_pause_left(&pause_all));
+	return Max(collector_pause_left(&batch->pause), pause_left());
 }
 
 static void
@@ -514,7 +572,7 @@ publish_begin(DatabaseState *state, HttpClient *client)
 	}
 
 	listen_to_backends(state);
-	if (collector_pause_left(&pause_all) > 0)
+	if (pause_left() > 0)
 		return;
 	send_waiting(state, client);
 	if (wants_to_read() && collector_pause_left(&read_pause) <= 0 &&
@@ -604,19 +662,6 @@ succeed(DatabaseState *state, Batch *batch, const HttpAnswer *answer)
 		batch_free(batch);
 }
 
-/* The collector finds a batch too large, or faulty without saying where. */
-static void
-halve(Batch *batch)
-{
-	Batch *half = batch_split(batch);
-
-	batch->attempts = 0;
-	half->tried = batch->tried;
-	half->successes_before = batch->successes_before;
-	put_aside(batch);
-	put_aside(half);
-}
-
 /* The collector blames events: others are delivered. */
 static void
 blame(DatabaseState *state, Batch *batch, const HttpAnswer *answer, bool html)
@@ -676,9 +721,11 @@ publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 
 	(void) collector_judge(answer, &batch->key, &failure);
 	if (failure.kind.result == ATTEMPT_GOOD ||
-		(answer->outcome == HTTP_TOO_LARGE && status >= 200 && status < 300))
+		(answer->outcome == HTTP_TOO_LARGE && !failure.kind.html &&
+		 status >= 200 && status < 300))
 		succeed(state, batch, answer);
-	else if (complete && status == 413)
+	else if (complete && status == 413 &&
+			 (batch_count(batch) > 1 || !failure.kind.html))
 		shrink(state, batch, answer, failure.kind.html);
 	else if (complete && !failure.kind.html && (status == 400 || status == 422))
 		blame(state, batch, answer, false);
@@ -944,12 +991,6 @@ publish_timeout(DatabaseState *state)
 		if (left >= 0)
 			timeout = Max(left, step_pause_left());
 	}
-	if (obstacle(state) != NULL)
-	{
-		(void) shared_events_sleep(state, 0);
-		return timeout;
-	}
-
 	if (ticket_served())
 		timeout = 0;
 	else if (batch_have_done() || batch_have_refused())
@@ -958,6 +999,11 @@ publish_timeout(DatabaseState *state)
 		timeout =
 			collector_earlier(timeout, Max(collector_pause_left(&maintenance),
 										   step_pause_left()));
+	if (obstacle(state) != NULL)
+	{
+		(void) shared_events_sleep(state, 0);
+		return timeout;
+	}
 	if (nrunning < settings_max_connections)
 	{
 		dlist_foreach(iter, &waiting)
@@ -970,8 +1016,8 @@ publish_timeout(DatabaseState *state)
 			timeout = collector_earlier(
 				timeout,
 				Max(Max(collector_pause_left(&read_pause), step_pause_left()),
-					collector_pause_left(&pause_all)));
-		else if (may_add() && collector_pause_left(&pause_all) <= 0)
+					pause_left()));
+		else if (may_add() && pause_left() <= 0)
 		{
 			timeout =
 				collector_earlier(timeout, collector_pause_left(&fallback));
@@ -1039,8 +1085,17 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 	if (stop && !recovery)
 	{
 		drop_batches(state, client);
-		(void) step_try(state,
-						"could not move events from memory to the outbox",
-						drain_queue, NULL);
+		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+		state->worker_leaves = true;
+		LWLockRelease(&state->lock);
+		/* twice: for those who are committing at this moment */
+		for (int i = 0; i < 2; i++)
+		{
+			(void) step_try(state,
+							"could not move events from memory to the outbox",
+							drain_queue, NULL);
+			if (i == 0)
+				pg_usleep(LEAVE_MS * 1000L);
+		}
 	}
 }

@@ -27,6 +27,7 @@ refuse(DatabaseState *state, Batch *batch, int item, const char *words)
 	const BatchItem *which = &batch->items[item];
 
 	unreported += which->exposures + which->goals;
+	/* without control characters, in the database's encoding */
 	if (last_words != NULL)
 		pfree(last_words);
 	last_words = store_message(words, TopMemoryContext);
@@ -34,7 +35,7 @@ refuse(DatabaseState *state, Batch *batch, int item, const char *words)
 	state->publish.exposures_rejected += which->exposures;
 	state->publish.goals_rejected += which->goals;
 	LWLockRelease(&state->lock);
-	batch_refuse(batch, item, words);
+	batch_refuse(batch, item, last_words);
 }
 
 bool

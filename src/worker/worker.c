@@ -171,6 +171,7 @@ attach(Oid database)
 		!shared_database_held(state))
 	{
 		state->worker_pid = MyProcPid;
+		state->worker_leaves = false;
 		state->worker_proc = MyProc;
 		state->worker_state = WORKER_STARTING;
 		state->restart_requested = false;
