@@ -944,7 +944,7 @@ truncate_heap(int place)
 		}
 		if (waiting == 0)
 			pg_atomic_write_u32(&worker_state->outbox_blocks[place], 0);
-		else
+		else if (place != RECORD_PARKED)
 			shared_events_committed(worker_state, (uint64) waiting);
 		relation_close(relation, NoLock);
 	}

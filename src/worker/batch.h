@@ -48,7 +48,8 @@ typedef struct Batch
 	HttpRequest *request; /* NULL: not in flight */
 	CollectorKey key;
 	int attempts; /* made in this round */
-	int failed_rounds; /* of this batch alone */
+	int rounds; /* that have failed */
+	int failed_rounds; /* of these, while others did not fail */
 	bool tried; /* whether the rest is valid */
 	bool reported; /* that it fails while others don't */
 	uint64 successes_before; /* others' when it was first tried */

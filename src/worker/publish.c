@@ -43,8 +43,9 @@
 /* marks of delivered records get to disk at least that often */
 #define FLUSH_MS 50
 #define BLOCKED_PAUSE_MS 200
-/* batches that fail while others don't, beside those that may be in flight */
-#define MAX_ALONE 16
+/* batches that have failed and wait, beside those that may be in flight */
+#define MAX_FAILED 16
+#define MAX_FAILED_BYTES ((Size) 16 * 1024 * 1024)
 /* after so many rounds one of them is halved: one of its events may be why */
 #define ROUNDS_ALONE 2
 /* between two reports of dropped events */
@@ -211,6 +212,7 @@ halve(Batch *batch)
 	batch->attempts = 0;
 	half->tried = batch->tried;
 	half->successes_before = batch->successes_before;
+	half->rounds = batch->rounds;
 	half->failed_rounds = batch->failed_rounds;
 	half->reported = batch->reported;
 	half->pause = batch->pause;
@@ -229,6 +231,7 @@ fail_round(DatabaseState *state, Batch *batch, const Failure *failure,
 	bool alone = successes > batch->successes_before;
 
 	batch->attempts = 0;
+	batch->rounds++;
 	if (failure->retry_after > 0)
 		pause_for(&pause_asked,
 				  collector_round_ms(first_ms, 0, failure->retry_after));
@@ -386,21 +389,28 @@ must_carve(const Batch *batch)
 }
 
 /*
- * Whether there may be another batch.  Those that fail alone do not count, so
- * that they stop nothing; unless there are many of them.
+ * Whether there may be another batch.  Those that have failed do not count, so
+ * that others have a chance to show whether it is them or the collector; within
+ * limits.
  */
 static bool
 may_add(void)
 {
-	int alone = 0;
+	Size bytes = 0;
+	int failed = 0;
 	dlist_iter iter;
 
 	dlist_foreach(iter, &waiting)
 	{
-		if (dlist_container(Batch, node, iter.cur)->failed_rounds > 0)
-			alone++;
+		const Batch *batch = dlist_container(Batch, node, iter.cur);
+
+		bytes += batch->body.len;
+		if (batch->rounds > 0)
+			failed++;
 	}
-	return nbatches - Min(alone, MAX_ALONE) <= settings_max_connections;
+	if (bytes > MAX_FAILED_BYTES)
+		failed = 0;
+	return nbatches - Min(failed, MAX_FAILED) <= settings_max_connections;
 }
 
 /* Milliseconds until a waiting batch may be sent; -1: others come first. */
@@ -413,7 +423,7 @@ batch_left(const Batch *batch)
 }
 
 static void
-send_waiting(DatabaseState *state, HttpClient *client)
+send_some(DatabaseState *state, HttpClient *client, bool fresh)
 {
 	dlist_mutable_iter iter;
 
@@ -421,6 +431,8 @@ send_waiting(DatabaseState *state, HttpClient *client)
 	{
 		Batch *batch = dlist_container(Batch, node, iter.cur);
 
+		if (fresh && batch->rounds > 0)
+			continue;
 		while (must_carve(batch) && batch_left(batch) == 0 &&
 			   nrunning < settings_max_connections)
 			send_batch(state, client, batch_carve(batch));
@@ -431,6 +443,18 @@ send_waiting(DatabaseState *state, HttpClient *client)
 		take_out(batch);
 		send_batch(state, client, batch);
 	}
+}
+
+/*
+ * As long as nothing gets through, those that have not been tried come first:
+ * it may be the events of the others that the collector fails with.
+ */
+static void
+send_waiting(DatabaseState *state, HttpClient *client)
+{
+	if (failed_rounds > 0)
+		send_some(state, client, true);
+	send_some(state, client, false);
 }
 
 /*
@@ -574,13 +598,12 @@ publish_begin(DatabaseState *state, HttpClient *client)
 	listen_to_backends(state);
 	if (pause_left() > 0)
 		return;
-	send_waiting(state, client);
+	if (failed_rounds == 0)
+		send_waiting(state, client);
 	if (wants_to_read() && collector_pause_left(&read_pause) <= 0 &&
 		step_pause_left() <= 0)
-	{
 		read_batch(state);
-		send_waiting(state, client);
-	}
+	send_waiting(state, client);
 }
 
 /*
@@ -724,8 +747,7 @@ publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 		(answer->outcome == HTTP_TOO_LARGE && !failure.kind.html &&
 		 status >= 200 && status < 300))
 		succeed(state, batch, answer);
-	else if (complete && status == 413 &&
-			 (batch_count(batch) > 1 || !failure.kind.html))
+	else if (complete && status == 413)
 		shrink(state, batch, answer, failure.kind.html);
 	else if (complete && !failure.kind.html && (status == 400 || status == 422))
 		blame(state, batch, answer, false);

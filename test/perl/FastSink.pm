@@ -5,10 +5,11 @@ package FastSink;
 #
 #   my $sink = FastSink->start(data => experiments(...));
 #   $sink->url('/v1');          # for absmartly.endpoint
-#   $sink->count;               # { contexts, exposures, goals, requests, refused, largest, digest } since forget()
+#   $sink->count;               # { contexts, exposures, goals, requests, refused, largest, seconds, digest } since forget()
 #   $sink->answer(500);         # from now on; 200: takes them again
 #   $sink->close, $sink->open;  # connections are refused meanwhile
 #
+# seconds passed from the first request to the last one.  The digest is that of the units, in any order: digest_of().
 # What it counted is also to be had at GET /_/count.
 
 use strict;
@@ -20,7 +21,7 @@ use IO::Socket::INET;
 use JSON::PP ();
 use POSIX ();
 use Socket;
-use Time::HiRes qw(sleep);
+use Time::HiRes qw(time);
 
 my $CHUNK = 1024 * 1024;
 my $NO_DIGEST = "\0" x 22;
@@ -107,14 +108,17 @@ sub listen_at
 
 sub nothing_counted
 {
-	return (contexts => 0, exposures => 0, goals => 0, requests => 0, refused => 0, largest => 0, digest => $NO_DIGEST);
+	return (contexts => 0, exposures => 0, goals => 0, requests => 0, refused => 0, largest => 0, first => 0, last => 0,
+		digest => $NO_DIGEST);
 }
 
 sub counted
 {
 	my ($count) = @_;
+	my %told = (%$count, digest => unpack('H*', $count->{digest}), seconds => $count->{last} - $count->{first});
 
-	return JSON::PP->new->canonical->encode({ %$count, digest => unpack('H*', $count->{digest}) });
+	delete @told{qw(first last)};
+	return JSON::PP->new->canonical->encode(\%told);
 }
 
 # Counts what a request with events has.  One that is refused has left nothing.
@@ -134,6 +138,8 @@ sub take
 	$count->{exposures} += () = $$body =~ /"exposedAt":/g;
 	$count->{goals} += () = $$body =~ /"achievedAt":/g;
 	$count->{digest} ^= $_ for $$body =~ /"uid":"([\w-]{22})"/g;
+	$count->{last} = time;
+	$count->{first} ||= $count->{last};
 	return;
 }
 

@@ -184,6 +184,12 @@ CALL absmartly_backfill_goals('backfill_orders_pkey', 'id', 'goal', 'device');
 CALL absmartly_backfill_exposures('backfill_orders', 'id', 'goal', 'device', exposed_at => 'note');
 \set VERBOSITY terse
 
+-- keys whose type has a length
+CREATE TABLE backfill_lengths (word char(6) PRIMARY KEY, bits bit(5) NOT NULL UNIQUE);
+INSERT INTO backfill_lengths SELECT 'W' || lpad(i::text, 5, '0'), i::bit(5) FROM generate_series(1, 20) AS i;
+CALL absmartly_backfill_goals('backfill_lengths', 'word', 'backfill word', 'word', chunk => 6);
+CALL absmartly_backfill_goals('backfill_lengths', 'bits', 'backfill bits', 'word', chunk => 6);
+
 -- the caller's rights count, and what others do is no matter
 CREATE ROLE regress_absmartly_backfill;
 GRANT SELECT ON backfill_parts TO regress_absmartly_backfill;

@@ -160,6 +160,7 @@ my @faults = (
 	{ name => '404', fault => { status => 404 }, error => qr/.*status 404/ },
 	{ name => '405', fault => { status => 405 }, error => qr/.*status 405/ },
 	{ name => 'HTML with 200', fault => { html => 1 }, error => qr/.*status 200 and an HTML page/, attempts => 1 },
+	{ name => 'more HTML than is read', fault => { html => '<html>' . 'x' x 1_200_000 }, error => qr/./, attempts => 1 },
 	{ name => 'HTML with 502', fault => { html => '<html><body>Bad gateway</body></html>', status => 502 },
 		error => qr/.*status 502 and an HTML page$/m, attempts => 2 },
 	{ name => 'HTML with 400', fault => { html => 1, status => 400 }, error => qr/.*status 400 and an HTML page/, attempts => 1 },
@@ -327,6 +328,25 @@ subtest '429 with Retry-After' => sub {
 	accounts();
 };
 
+subtest 'some that always fail' => sub {
+	set_for_worker('batch_size', 1);
+	set_for_worker('max_connections', 1);
+	set_for_worker('max_retries', 0);
+	$collector->forget;
+	put_fault(match => { method => 'PUT', larger_than => 3000 }, status => 500);
+	sql(q{SELECT absmartly_track('{"user_id": 1}', 'poison', jsonb_build_object('text', repeat('x', 5000)))}) for 1 .. 4;
+	# these show that the collector works; the poisonous ones fail alone then
+	ok(await(sub { track('healthy', 1); my %units = arrivals('healthy'); keys %units }, 30), 'others get through');
+	track('healthy', 5, 2);
+	ok(await(sub { my %units = arrivals('healthy'); keys %units == 6 }, 30), 'all of them');
+	is(sql(q{SELECT count(*) FROM absmartly_pending_events WHERE goal = 'poison'}), '4', 'the others wait');
+	$collector->clear_faults('/v1');
+	publish();
+	is(scalar($collector->goals(space => '/v1', name => 'poison')), 4, 'and are sent at last');
+	accounts();
+	set_for_worker($_) for qw(batch_size max_connections max_retries);
+};
+
 subtest 'slow, but in time' => sub {
 	$collector->forget;
 	put_fault(delay_ms => 700, times => 1);
@@ -468,6 +488,18 @@ subtest 'status 413' => sub {
 	$requeued += sql(q{SELECT absmartly_requeue(record) FROM absmartly_dead_letters WHERE goal = 'enormous'});
 	is(publish(), '1', 'it can be sent again');
 	arrived_once('enormous', 1, 'and arrives then');
+	accounts();
+};
+
+subtest 'words that no terminal should see' => sub {
+	$collector->forget;
+	put_fault(status => 400, body_base64 => 'cuBmdXNlZCAbWzMxbXJlZAcg//4=', content_type => 'text/plain', times => 1);
+	track('rude', 1);
+	is(publish(), '0', 'it is refused');
+	is(sql(q{SELECT note ~ '[[:cntrl:]]', length(note) > 5 FROM absmartly_dead_letters WHERE goal = 'rude'}), 'f|t',
+		'its reason is kept without control characters, and can be read');
+	$collector->clear_faults('/v1');
+	$discarded += sql('SELECT absmartly_discard()');
 	accounts();
 };
 

@@ -162,7 +162,8 @@ subtest 'absmartly.outbox_max_size' => sub {
 	my %after = counters();
 	my $queued = $after{exposures_queued} - $before{exposures_queued};
 	cmp_ok($queued, '>', 10_000, 'some exposures are taken');
-	cmp_ok($queued, '<', 60_000, 'as many as there is room for');
+	cmp_ok($queued, '<', 90_000, 'as many as there is room for');
+	note("$queued exposures");
 	is($after{exposures_dropped} - $before{exposures_dropped}, 101_100 - $queued, 'the others are dropped and counted');
 	is($after{goals_queued} - $before{goals_queued}, 50_100, 'goals are taken');
 	is($after{goals_dropped} - $before{goals_dropped}, 0, 'and not dropped');
@@ -194,19 +195,15 @@ sub deliver
 
 	$sink->forget;
 	sql(goals_of(1, $number));
-	my $seconds = seconds_of(sub { publish() });
+	publish();
 	my $count = $sink->count;
-	if ($count->{goals} != $number)
-	{
-		fail('each round delivers all');
-		diag("$count->{goals} of $number have arrived");
-	}
-	return $number / $seconds;
+	fail("$count->{goals} of $number goals have arrived") if $count->{goals} != $number;
+	return $number / $count->{seconds};
 }
 
 subtest 'an old snapshot' => sub {
 	my $session = $node->background_psql('postgres');
-	my $number = 150_000;
+	my $number = 170_000;
 	my %best = (with => 0, without => 0);
 
 	for my $attempt (1 .. 3)
@@ -352,7 +349,8 @@ subtest 'absmartly.memory_queue_size' => sub {
 	is($change{exposures_queued} + $change{exposures_dropped}, 5000, 'the exposures that have none are dropped and counted');
 	is($change{goals_queued} + $change{goals_dropped}, 5000, 'so are the goals');
 	cmp_ok($change{exposures_dropped} + $change{goals_dropped}, '>', 0, 'there are some');
-	arrived('the others arrive', exposures => $change{exposures_queued}, goals => $change{goals_queued});
+	arrived('the others arrive', exposures => $change{exposures_queued}, goals => $change{goals_queued},
+		contexts => $change{exposures_queued} + $change{goals_queued});
 	ok(await(sub { log_since($offset) =~ $drops }), 'the log tells it');
 
 	%before = counters();
