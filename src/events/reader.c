@@ -37,7 +37,7 @@
 #define MAX_PAGES 512
 
 /* pages at the end of the active heap that writers may be filling */
-#define OPEN_PAGES 16
+#define OPEN_PAGES 64
 
 /* a heap is left for the other one when it has so many pages */
 #define ROTATE_PAGES 1024
