@@ -483,12 +483,27 @@ listen_to_backends(DatabaseState *state)
 		pass_wanted = true;
 }
 
+/*
+ * Makes the worker known to the outbox, also while nothing may be sent: what
+ * waits for an endpoint that was in force before is adopted now, since after a
+ * restart of the server nobody knows of that endpoint any more.
+ */
+static void
+step_start(DatabaseState *state, void *argument)
+{
+	outbox_worker_start(state);
+	started = true;
+}
+
+static bool
+wants_to_start(void)
+{
+	return !started && !recovery;
+}
+
 static void
 step_pass(DatabaseState *state, void *argument)
 {
-	if (!started && !recovery)
-		outbox_worker_start(state);
-	started = true;
 	/* what was committed by now is seen by this pass */
 	(void) shared_events_take(state);
 	told = 0;
@@ -514,7 +529,7 @@ step_fill(DatabaseState *state, void *argument)
 static bool
 wants_to_read(void)
 {
-	return (pass_wanted || batch_more()) && may_add() &&
+	return (pass_wanted || batch_more()) && !wants_to_start() && may_add() &&
 		   nrunning < settings_max_connections;
 }
 
@@ -588,6 +603,9 @@ publish_begin(DatabaseState *state, HttpClient *client)
 	const char *reason = obstacle(state);
 
 	take_ticket(state);
+	if (wants_to_start() && step_pause_left() <= 0)
+		(void) step_try(state, "could not look at the outbox", step_start,
+						NULL);
 	save_queue(state);
 	if (reason != NULL)
 	{
@@ -1013,6 +1031,8 @@ publish_timeout(DatabaseState *state)
 		if (left >= 0)
 			timeout = Max(left, step_pause_left());
 	}
+	if (wants_to_start())
+		timeout = collector_earlier(timeout, step_pause_left());
 	if (ticket_served())
 		timeout = 0;
 	else if (batch_have_done() || batch_have_refused())
