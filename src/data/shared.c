@@ -120,6 +120,7 @@ shared_startup(void)
 			pg_atomic_init_u32(&state->outbox_rescan, 0);
 			pg_atomic_init_u64(&state->pending, 0);
 			pg_atomic_init_u32(&state->wake_at, 0);
+			pg_atomic_init_u32(&state->contexts_changed, 0);
 			for (int j = 0; j < COUNTER_COUNT; j++)
 				pg_atomic_init_u64(&state->counters[j], 0);
 			state->queue_first = -1;
@@ -129,8 +130,17 @@ shared_startup(void)
 
 		shared->slots =
 			ShmemInitStruct("absmartly slots", slots_size(), &found);
+		memset(shared->slots, 0, slots_size());
 		for (int i = 0; i < backend_slot_count(); i++)
+		{
+			ContextSlot *context = &shared->slots[i].context;
+
 			shared->slots[i].version = InvalidDsaPointer;
+			pg_atomic_init_u64(&context->key, 0);
+			pg_atomic_init_u64(&context->released, 0);
+			pg_atomic_init_u64(&context->due, 0);
+			pg_atomic_init_u64(&context->pending, 0);
+		}
 
 		/*
 		 * The area lives as long as the server.  The postmaster itself must
@@ -234,6 +244,9 @@ state_reset(DatabaseState *state, Oid database)
 	state->publish_delivered = 0;
 	state->publish_error[0] = '\0';
 	memset(&state->publish, 0, sizeof(state->publish));
+	state->fetch_rounds = 0;
+	state->fetch_running = false;
+	state->data_round = 0;
 	queue_clear(state);
 	LWLockRelease(&state->lock);
 }

@@ -171,6 +171,19 @@ typedef struct DatabaseState
 
 	PublishStats publish;
 
+	/*
+	 * Session contexts (data/context_slot.h).
+	 */
+	uint64 fetch_rounds; /* rounds that have ended; the present or next one has
+						  * this number + 1 */
+	bool fetch_running; /* a round has begun and not ended */
+	uint64 data_round; /* the round with which data came in force for the
+						* present epoch, or, if it did not come from a
+						* fetch, the one that was present or next then; 0:
+						* there is none */
+	pg_atomic_uint32 contexts_changed; /* grows when the worker should look at
+										* the slots of contexts */
+
 	/* the memory queue (events/queue.c), under the queue's own lock */
 	int32 queue_first; /* entry that waits; -1: none */
 	int32 queue_last;
@@ -179,10 +192,37 @@ typedef struct DatabaseState
 	int64 queue_bytes;
 } DatabaseState;
 
-/* What a backend lets its parallel workers know. */
+/*
+ * What a session and the worker know of the session's context
+ * (data/context_slot.h).
+ */
+typedef struct ContextSlot
+{
+	pg_atomic_uint64 key; /* of the context; 0: there is none */
+	Oid database; /* valid while there is a key */
+	pg_atomic_uint64 released; /* records up to this number may be sent */
+	pg_atomic_uint64 due; /* time from which all may be sent; 0: at once,
+						   * DT_NOEND: not until they are released */
+	pg_atomic_uint64 pending; /* events that are committed and not delivered, an
+							   * int64: it may be below 0 for a moment */
+
+	/* publishing on request, under the lock of the database's state */
+	uint64 publish_requested;
+	uint64 publish_finished;
+	uint64 publish_succeeded;
+	int publish_error_code; /* SQLSTATE */
+	char publish_error[SHARED_MAX_ERROR];
+
+	uint64 refresh_ticket; /* DatabaseState.refresh_requested that it waits
+							* for; 0: none */
+} ContextSlot;
+
+/* A place for each process: what it lets others know. */
 typedef struct BackendSlot
 {
-	dsa_pointer version; /* the version of its statement, or invalid */
+	dsa_pointer version; /* the version of its statement, or invalid: for its
+						  * parallel workers */
+	ContextSlot context;
 } BackendSlot;
 
 /* Whether the library was loaded by shared_preload_libraries. */

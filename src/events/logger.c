@@ -28,6 +28,7 @@
 #include "utils/varlena.h"
 
 #include "compat.h"
+#include "data/context_slot.h"
 #include "data/store.h"
 #include "events/logger.h"
 #include "settings.h"
@@ -65,10 +66,16 @@ find_function(Oid *owner)
 	return function;
 }
 
-/* {source, pid, id, database} */
+/*
+ * {source, pid, id, database}: source is "context", with its id, for what a
+ * session context has done, wherever it is told from, else "worker"; pid is the
+ * process that calls the logger.
+ */
 static Datum
-worker_context(void)
+context_datum(uint64 context)
 {
+	char id[CONTEXT_ID_SIZE];
+	const char *source = context != 0 ? "context" : "worker";
 	JsonbParseState *state = NULL;
 	JsonbValue *result;
 	const char *database = get_database_name(MyDatabaseId);
@@ -78,16 +85,20 @@ worker_context(void)
 		JsonbValue value;
 	} members[] = {
 		{"source",
-		 {.type = jbvString, .val.string = {strlen("worker"), "worker"}}},
+		 {.type = jbvString,
+		  .val.string = {strlen(source), unconstify(char *, source)}}},
 		{"pid",
 		 {.type = jbvNumeric,
 		  .val.numeric = DatumGetNumeric(
 			  DirectFunctionCall1(int4_numeric, Int32GetDatum(MyProcPid)))}},
-		{"id", {.type = jbvNull}},
+		{"id",
+		 {.type = context != 0 ? jbvString : jbvNull,
+		  .val.string = {CONTEXT_ID_SIZE - 1, id}}},
 		{"database",
 		 {.type = jbvString,
 		  .val.string = {strlen(database), unconstify(char *, database)}}}};
 
+	context_slot_id(context, id);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int i = 0; i < (int) lengthof(members); i++)
 	{
@@ -176,7 +187,8 @@ text_datum(const char *text)
 
 /* Calls the logger with data or, if that is NULL, with a message. */
 static void
-emit(const char *event, const char *data, size_t length, const char *message)
+emit(uint64 context_key, const char *event, const char *data, size_t length,
+	 const char *message)
 {
 	MemoryContext context = CurrentMemoryContext;
 
@@ -192,7 +204,7 @@ emit(const char *event, const char *data, size_t length, const char *message)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		json = data ? data_datum(data, length) : text_datum(message);
 		enable_timeout_after(STATEMENT_TIMEOUT, LOGGER_TIMEOUT_MS);
-		call_function(worker_context(), event, json);
+		call_function(context_datum(context_key), event, json);
 		disable_timeout(STATEMENT_TIMEOUT, false);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
@@ -221,13 +233,14 @@ emit(const char *event, const char *data, size_t length, const char *message)
 }
 
 void
-logger_emit_from_worker(const char *event, const char *data, size_t length)
+logger_emit_from_worker(uint64 context, const char *event, const char *data,
+						size_t length)
 {
-	emit(event, data, length, NULL);
+	emit(context, event, data, length, NULL);
 }
 
 void
-logger_emit_error_from_worker(const char *message)
+logger_emit_error_from_worker(uint64 context, const char *message)
 {
-	emit("error", NULL, 0, message);
+	emit(context, "error", NULL, 0, message);
 }

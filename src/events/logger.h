@@ -12,14 +12,15 @@
 extern bool logger_wanted(void);
 
 /*
- * Tells the worker's logger of an event, in a transaction of its own.  data is
- * JSON text in UTF-8; where jsonb can't hold it, null is passed.  A failing
- * logger is reported at WARNING; nothing is raised.
+ * Tells the worker's logger of an event, in a transaction of its own.  context
+ * is the key of the session context that it is about, 0: of none.  data is JSON
+ * text in UTF-8; where jsonb can't hold it, null is passed.  A failing logger
+ * is reported at WARNING; nothing is raised.
  */
-extern void logger_emit_from_worker(const char *event, const char *data,
-									size_t length);
+extern void logger_emit_from_worker(uint64 context, const char *event,
+									const char *data, size_t length);
 
 /* Tells it of an error, by its text in the database's encoding. */
-extern void logger_emit_error_from_worker(const char *message);
+extern void logger_emit_error_from_worker(uint64 context, const char *message);
 
 #endif /* ABSMARTLY_EVENTS_LOGGER_H */

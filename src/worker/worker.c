@@ -113,9 +113,9 @@ call_logger(DatabaseState *database, const char *event, const char *data,
 	if (!ShutdownRequestPending)
 	{
 		if (data != NULL)
-			logger_emit_from_worker(event, data, length);
+			logger_emit_from_worker(0, event, data, length);
 		else
-			logger_emit_error_from_worker(message);
+			logger_emit_error_from_worker(0, message);
 	}
 	in_user_code = false;
 }

@@ -1,0 +1,161 @@
+/*
+ * context_slot.c
+ *		What a session and the worker share about the session's context.
+ *
+ * A key has the number of its slot in its low bits, so that the worker finds
+ * the slot of a record without a search.
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "datatype/timestamp.h"
+#include "miscadmin.h"
+
+#include "compat.h"
+#include "data/context_slot.h"
+
+/* MaxBackends has 18 bits at most, and auxiliary processes are few */
+#define SLOT_BITS 20
+#define SLOT_MASK ((UINT64CONST(1) << SLOT_BITS) - 1)
+
+void
+context_slot_id(uint64 key, char id[CONTEXT_ID_SIZE])
+{
+	snprintf(id, CONTEXT_ID_SIZE, "%016" INT64_MODIFIER "x", key);
+}
+
+static int
+my_number(void)
+{
+	int number = backend_slot_number();
+
+	return shared_available() && number >= 0 && number < backend_slot_count()
+			   ? number
+			   : -1;
+}
+
+ContextSlot *
+context_slot_mine(void)
+{
+	int number = my_number();
+
+	return number >= 0 ? &shared_slot(number)->context : NULL;
+}
+
+uint64
+context_slot_new_key(void)
+{
+	uint64 number = (uint64) Max(my_number(), 0);
+	uint64 key = pg_prng_uint64(&pg_global_prng_state) >> 1;
+
+	/* never 0, and a bigint above 0 */
+	return (key & ~SLOT_MASK) | (UINT64CONST(1) << SLOT_BITS) | number;
+}
+
+void
+context_slot_leave(void)
+{
+	ContextSlot *slot = context_slot_mine();
+	bool had;
+
+	if (slot == NULL)
+		return;
+	had = pg_atomic_exchange_u64(&slot->key, 0) != 0;
+	if (had && (int64) pg_atomic_read_u64(&slot->pending) != 0)
+	{
+		DatabaseState *state = shared_my_database();
+
+		if (state != NULL)
+			context_slots_changed(state);
+	}
+}
+
+void
+context_slot_enter(uint64 key, bool held)
+{
+	ContextSlot *slot = context_slot_mine();
+
+	if (slot == NULL)
+		return;
+	context_slot_leave();
+	slot->database = MyDatabaseId;
+	slot->publish_requested = 0;
+	slot->publish_finished = 0;
+	slot->publish_succeeded = 0;
+	slot->publish_error_code = 0;
+	slot->publish_error[0] = '\0';
+	slot->refresh_ticket = 0;
+	pg_atomic_write_u64(&slot->released, 0);
+	pg_atomic_write_u64(&slot->due, held ? (uint64) DT_NOEND : 0);
+	pg_atomic_write_u64(&slot->pending, 0);
+	/* a full barrier: who sees the key sees the rest */
+	(void) pg_atomic_exchange_u64(&slot->key, key);
+}
+
+void
+context_slots_changed(DatabaseState *state)
+{
+	pg_atomic_fetch_add_u32(&state->contexts_changed, 1);
+	shared_wake_worker(state);
+}
+
+ContextSlot *
+context_slot_find(uint64 key)
+{
+	uint64 number = key & SLOT_MASK;
+	ContextSlot *slot;
+
+	if (!shared_available() || number >= (uint64) backend_slot_count())
+		return NULL;
+	slot = &shared_slot((int) number)->context;
+	return pg_atomic_read_u64(&slot->key) == key ? slot : NULL;
+}
+
+bool
+context_slot_holds(uint64 key, uint64 sequence, TimestampTz now)
+{
+	ContextSlot *slot = context_slot_find(key);
+
+	return slot != NULL && sequence > pg_atomic_read_u64(&slot->released) &&
+		   (TimestampTz) pg_atomic_read_u64(&slot->due) > now;
+}
+
+TimestampTz
+context_slots_next_due(Oid database, TimestampTz now)
+{
+	TimestampTz next = DT_NOEND;
+	ContextSlot *slot;
+	int at = 0;
+
+	while ((slot = context_slot_next(database, &at)) != NULL)
+	{
+		TimestampTz due = (TimestampTz) pg_atomic_read_u64(&slot->due);
+
+		if (due > now && due < next &&
+			(int64) pg_atomic_read_u64(&slot->pending) > 0)
+			next = due;
+	}
+	return next;
+}
+
+void
+context_slot_settle(uint64 key, uint64 events)
+{
+	ContextSlot *slot = context_slot_find(key);
+
+	if (slot != NULL)
+		pg_atomic_fetch_sub_u64(&slot->pending, (int64) events);
+}
+
+ContextSlot *
+context_slot_next(Oid database, int *at)
+{
+	while (*at < backend_slot_count())
+	{
+		ContextSlot *slot = &shared_slot((*at)++)->context;
+
+		if (pg_atomic_read_u64(&slot->key) != 0 && slot->database == database)
+			return slot;
+	}
+	return NULL;
+}
