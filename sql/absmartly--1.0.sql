@@ -478,6 +478,8 @@ AS SELECT
 	0::bigint AS endpoint,
 	now() AS created,
 	0::bigint AS record,
+	0::bigint AS context,
+	0::bigint AS sequence,
 	0::int AS chunk,
 	0::int AS chunks,
 	0::int AS contexts,
@@ -507,6 +509,8 @@ AS SELECT
 	0::bigint AS endpoint,
 	now() AS created,
 	0::bigint AS record,
+	0::bigint AS context,
+	0::bigint AS sequence,
 	0::int AS chunk,
 	0::int AS chunks,
 	0::int AS contexts,
@@ -536,6 +540,8 @@ AS SELECT
 	0::bigint AS endpoint,
 	now() AS created,
 	0::bigint AS record,
+	0::bigint AS context,
+	0::bigint AS sequence,
 	0::int AS chunk,
 	0::int AS chunks,
 	0::int AS contexts,
@@ -554,7 +560,7 @@ ALTER MATERIALIZED VIEW absmartly_outbox_parked
 	ALTER COLUMN note SET STORAGE PLAIN,
 	ALTER COLUMN payload SET STORAGE PLAIN;
 COMMENT ON MATERIALIZED VIEW absmartly_outbox_parked IS
-'events that must stay: refused by the collector, of another database, or not readable';
+'events that must stay: held by a session context, refused by the collector, of another database, or not readable';
 REVOKE ALL ON absmartly_outbox_parked FROM PUBLIC;
 
 CREATE FUNCTION absmartly_decode_events(
@@ -583,7 +589,7 @@ CREATE FUNCTION absmartly_decode_events(
 	OUT properties json)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'absmartly_decode_events'
-LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE COST 1000 ROWS 100;
+LANGUAGE C STABLE STRICT PARALLEL SAFE COST 1000 ROWS 100;
 
 COMMENT ON FUNCTION absmartly_decode_events(bytea) IS
 'events of a payload of the outbox, a row each';
@@ -591,6 +597,8 @@ REVOKE ALL ON FUNCTION absmartly_decode_events(bytea) FROM PUBLIC;
 
 CREATE FUNCTION absmartly_outbox_memory(
 	OUT record bigint,
+	OUT context bigint,
+	OUT sequence bigint,
 	OUT created timestamptz,
 	OUT database oid,
 	OUT contexts int,
@@ -614,11 +622,15 @@ CREATE VIEW absmartly_outbox AS
 	SELECT place,
 		CASE status
 			WHEN 0 THEN 'waiting'
+			WHEN 7 THEN 'waiting'
+			WHEN 6 THEN 'held'
 			WHEN 2 THEN 'foreign'
 			WHEN 3 THEN 'dead'
 			WHEN 4 THEN 'unreadable'
 		END AS status,
 		record, created, database,
+		pg_catalog.lpad(pg_catalog.to_hex(nullif(context, 0)), 16, '0')
+			AS context_id,
 		max(contexts) AS contexts,
 		max(exposures) AS exposures,
 		max(goals) AS goals,
@@ -635,12 +647,12 @@ CREATE VIEW absmartly_outbox AS
 		UNION ALL
 		SELECT 'parked', * FROM @extschema@.absmartly_outbox_parked
 		UNION ALL
-		SELECT 'memory', 0, database, 0, created, record, 0, 1, contexts,
-			exposures, goals, application, application_version, environment,
-			'', payload
+		SELECT 'memory', 0, database, 0, created, record, context, sequence,
+			0, 1, contexts, exposures, goals, application, application_version,
+			environment, '', payload
 		FROM @extschema@.absmartly_outbox_memory()) AS chunk
-	WHERE status IN (0, 2, 3, 4)
-	GROUP BY place, status, record, created, database,
+	WHERE status IN (0, 2, 3, 4, 6, 7)
+	GROUP BY place, status, record, created, database, context,
 		application, application_version, environment
 	HAVING count(*) = max(chunks);
 
@@ -649,13 +661,15 @@ COMMENT ON VIEW absmartly_outbox IS
 COMMENT ON COLUMN absmartly_outbox.place IS
 'where the record is: a or b, of which one is written while the other is emptied, parked, or in memory';
 COMMENT ON COLUMN absmartly_outbox.status IS
-'waiting; foreign: of another database or endpoint; dead: refused by the collector; unreadable: of an unknown version';
+'waiting; held: of a session context, until that lets it go; foreign: of another database or endpoint; dead: refused by the collector; unreadable: of an unknown version';
 COMMENT ON COLUMN absmartly_outbox.record IS
 'id of the record, for absmartly_requeue and absmartly_discard';
 COMMENT ON COLUMN absmartly_outbox.created IS
 'when the transaction that made the record ended';
 COMMENT ON COLUMN absmartly_outbox.database IS
 'database whose events these are';
+COMMENT ON COLUMN absmartly_outbox.context_id IS
+'session context that has recorded the events, as absmartly_context_id gives it; NULL: none has';
 COMMENT ON COLUMN absmartly_outbox.contexts IS
 'publish requests that the record becomes';
 COMMENT ON COLUMN absmartly_outbox.application IS
@@ -668,6 +682,8 @@ REVOKE ALL ON absmartly_outbox FROM PUBLIC;
 
 CREATE VIEW absmartly_pending_events AS
 	SELECT waiting.place, waiting.record, waiting.created,
+		pg_catalog.lpad(pg_catalog.to_hex(nullif(waiting.context, 0)), 16, '0')
+			AS context_id,
 		event.context, event.kind, event.event_time,
 		event.unit_types, event.units,
 		event.experiment, event.experiment_id, event.unit_type, event.variant,
@@ -676,7 +692,7 @@ CREATE VIEW absmartly_pending_events AS
 		event.held_out, event.holdout_id,
 		event.goal, event.properties, event.attributes, event.historic
 	FROM (
-		SELECT place, record, created,
+		SELECT place, record, created, context,
 			string_agg(payload, '' ORDER BY chunk) AS payload
 		FROM (
 			SELECT 'a' AS place, * FROM @extschema@.absmartly_outbox_a
@@ -685,18 +701,20 @@ CREATE VIEW absmartly_pending_events AS
 			UNION ALL
 			SELECT 'parked', * FROM @extschema@.absmartly_outbox_parked)
 			AS chunk
-		WHERE status = 0
-		GROUP BY place, record, created
+		WHERE status IN (0, 6, 7)
+		GROUP BY place, record, created, context
 		HAVING count(*) = max(chunks)
 		UNION ALL
-		SELECT 'memory', record, created, payload
+		SELECT 'memory', record, created, context, payload
 		FROM @extschema@.absmartly_outbox_memory()) AS waiting,
 		LATERAL @extschema@.absmartly_decode_events(waiting.payload) AS event;
 
 COMMENT ON VIEW absmartly_pending_events IS
-'events that wait to be sent, a row each';
+'events that wait to be sent or are held, a row each';
+COMMENT ON COLUMN absmartly_pending_events.context_id IS
+'session context that has recorded the event; NULL: none has';
 COMMENT ON COLUMN absmartly_pending_events.context IS
-'number of the publish request within the record';
+'number of the context within the record: of the publish request, unless the record is of a session context, which has one for all its records';
 COMMENT ON COLUMN absmartly_pending_events.kind IS
 'exposure or goal';
 COMMENT ON COLUMN absmartly_pending_events.event_time IS
@@ -846,6 +864,7 @@ CREATE FUNCTION absmartly_stat_get(
 	OUT outbox_events bigint,
 	OUT outbox_bytes bigint,
 	OUT outbox_oldest_age interval,
+	OUT held_records bigint,
 	OUT foreign_records bigint,
 	OUT dead_letters bigint,
 	OUT memory_queue_entries bigint,

@@ -309,6 +309,9 @@ read_payload(BufFile *file)
 	payload.contexts = header.contexts;
 	payload.exposures = header.exposures;
 	payload.goals = header.goals;
+	payload.context = 0;
+	payload.sequence = 0;
+	payload.prepared = false;
 	return payload;
 }
 
@@ -414,8 +417,11 @@ static EventPayload
 open_payload(const Stream *stream)
 {
 	const EncoderMark *at = &stream->encoder.at;
-	EventPayload payload = {stream->encoder.data, at->length, at->contexts,
-							at->exposures, at->goals};
+	EventPayload payload = {.data = stream->encoder.data,
+							.length = at->length,
+							.contexts = at->contexts,
+							.exposures = at->exposures,
+							.goals = at->goals};
 
 	return payload;
 }

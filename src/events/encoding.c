@@ -28,6 +28,10 @@
  *	08 goal			name (a text's number), time, without properties
  *	09 goal			name (a text's number), time, length of the properties,
  *					their bytes
+ *	0A context		whose attributes have times of their own: as 03, but the
+ *					attributes are not preceded by a time, and each has twice
+ *					its name's number, plus 1 if it is set when it is
+ *					published, or else followed by its time
  *
  * Exposures and goals belong to the context before them.  An exposure of a
  * unit of its own thus takes some 23 bytes.
@@ -47,10 +51,12 @@ typedef enum Operation
 	OP_EXPOSURE,
 	OP_EXPOSURE_HOLDOUTS,
 	OP_GOAL,
-	OP_GOAL_PROPERTIES
+	OP_GOAL_PROPERTIES,
+	OP_CONTEXT_TIMES
 } Operation;
 
 #define CONTEXT_HISTORIC 0x01
+#define ATTRIBUTE_AT_PUBLISH 0x01
 
 /* bytes that suffice for a number, a number of 32 bits, a number in a table */
 #define VARINT_64 10
@@ -61,7 +67,7 @@ typedef enum Operation
 #define UNIT_BYTES (2 + ENCODING_UNIT_BYTES)
 #define UNIT_MAX_TYPES 256
 
-_Static_assert(ENCODING_MAX_TEXTS < 1 << (7 * VARINT_INDEX) &&
+_Static_assert(2 * ENCODING_MAX_TEXTS < 1 << (7 * VARINT_INDEX) &&
 				   ENCODING_MAX_EXPERIMENTS < 1 << (7 * VARINT_INDEX),
 			   "indexes must fit their bytes");
 _Static_assert(ENCODER_SLOTS >= 2 * ENCODING_MAX_TEXTS &&
@@ -82,6 +88,12 @@ static inline uint64_t
 zigzag(int64_t value)
 {
 	return ((uint64_t) value << 1) ^ (value < 0 ? UINT64_MAX : 0);
+}
+
+static inline int64_t
+unzigzag(uint64_t value)
+{
+	return (int64_t) (value >> 1) ^ -(int64_t) (value & 1);
 }
 
 static inline char *
@@ -301,15 +313,49 @@ written_varint(const char *from, uint64_t *value)
 	}
 }
 
-/* Whether the context in force, written as operation 03, is this one. */
+/* Whether a context is written as operation 0A. */
+static inline bool
+has_own_times(const EventContext *context)
+{
+	return context->own_times && context->nattributes > 0;
+}
+
+/*
+ * The name of an attribute of a context in force, and with own times when it
+ * was set.
+ */
+static const char *
+written_attribute(const char *from, bool own_times, uint64_t *name,
+				  int64_t *last_time, int64_t *set_at)
+{
+	uint64_t value;
+
+	from = written_varint(from, name);
+	if (!own_times)
+		return from;
+	*set_at = ENCODING_AT_PUBLISH;
+	if ((*name & ATTRIBUTE_AT_PUBLISH) == 0)
+	{
+		from = written_varint(from, &value);
+		*last_time =
+			(int64_t) ((uint64_t) *last_time + (uint64_t) unzigzag(value));
+		*set_at = *last_time;
+	}
+	*name >>= 1;
+	return from;
+}
+
+/* Whether the context in force, written as operation 03 or 0A, is this one. */
 static bool
 context_is_general(const Encoder *encoder, const EventContext *context)
 {
-	const char *from = encoder->data + encoder->context_offset + 1;
+	const char *from = encoder->data + encoder->context_offset;
+	bool own_times = *from++ == OP_CONTEXT_TIMES;
 	bool historic = (*from++ & CONTEXT_HISTORIC) != 0;
+	int64_t last_time = encoder->context_last_time;
 	uint64_t value;
 
-	if (historic != context->historic)
+	if (historic != context->historic || own_times != has_own_times(context))
 		return false;
 	from = written_varint(from, &value);
 	if (value != context->nunits)
@@ -327,15 +373,20 @@ context_is_general(const Encoder *encoder, const EventContext *context)
 		return false;
 	if (context->nattributes == 0)
 		return true;
-	if (encoder->context_set_at != context->set_at)
-		return false;
-	from = written_varint(from, &value);
+	if (!own_times)
+	{
+		if (encoder->context_set_at != context->set_at)
+			return false;
+		from = written_varint(from, &value);
+	}
 	for (uint32_t i = 0; i < context->nattributes; i++)
 	{
 		const EventAttribute *attribute = &context->attributes[i];
+		int64_t set_at = attribute->set_at;
 
-		from = written_varint(from, &value);
-		if (!text_is(encoder, (uint16_t) value, attribute->name))
+		from = written_attribute(from, own_times, &value, &last_time, &set_at);
+		if (set_at != attribute->set_at ||
+			!text_is(encoder, (uint16_t) value, attribute->name))
 			return false;
 		from = written_varint(from, &value);
 		if (value != attribute->value.length ||
@@ -361,7 +412,9 @@ context_is(const Encoder *encoder, const EventContext *context)
 
 	if (!encoder->has_context)
 		return false;
-	if (*from == OP_CONTEXT)
+	if (context->identity != 0)
+		return context->identity == encoder->context_identity;
+	if (*from == OP_CONTEXT || *from == OP_CONTEXT_TIMES)
 		return context_is_general(encoder, context);
 	return context_is_unit(context) &&
 		   memcmp(from + 2, context->units[0].hash, ENCODING_UNIT_BYTES) == 0 &&
@@ -379,8 +432,18 @@ context_bound(const EventContext *context)
 				 ENCODING_UNIT_BYTES;
 	for (uint32_t i = 0; i < context->nattributes; i++)
 		bound += text_bound(context->attributes[i].name) + VARINT_INDEX +
-				 VARINT_64 + context->attributes[i].value.length;
+				 VARINT_64 + VARINT_64 + context->attributes[i].value.length;
 	return bound;
+}
+
+/* The name of an attribute, and when it was set. */
+static char *
+put_attribute_time(Encoder *encoder, char *to, uint16_t name, int64_t set_at)
+{
+	if (set_at == ENCODING_AT_PUBLISH)
+		return put_varint(to, 2 * (uint64_t) name + ATTRIBUTE_AT_PUBLISH);
+	to = put_varint(to, 2 * (uint64_t) name);
+	return put_time(encoder, to, set_at);
 }
 
 static void
@@ -388,6 +451,7 @@ context_write_general(Encoder *encoder, const EventContext *context)
 {
 	uint16_t names[ENCODING_MAX_UNITS + ENCODING_MAX_ATTRIBUTES];
 	uint16_t *attribute_names = names + context->nunits;
+	bool own_times = has_own_times(context);
 	char *to;
 
 	for (uint32_t i = 0; i < context->nunits; i++)
@@ -396,8 +460,9 @@ context_write_general(Encoder *encoder, const EventContext *context)
 		attribute_names[i] = text_define(encoder, context->attributes[i].name);
 
 	encoder->context_offset = encoder->at.length;
+	encoder->context_last_time = encoder->at.last_time;
 	to = write_begin(encoder);
-	to = put_byte(to, OP_CONTEXT);
+	to = put_byte(to, own_times ? OP_CONTEXT_TIMES : OP_CONTEXT);
 	to = put_byte(to, context->historic ? CONTEXT_HISTORIC : 0);
 	to = put_varint(to, context->nunits);
 	for (uint32_t i = 0; i < context->nunits; i++)
@@ -406,7 +471,7 @@ context_write_general(Encoder *encoder, const EventContext *context)
 		to = put_bytes(to, context->units[i].hash, ENCODING_UNIT_BYTES);
 	}
 	to = put_varint(to, context->nattributes);
-	if (context->nattributes > 0)
+	if (context->nattributes > 0 && !own_times)
 	{
 		encoder->context_set_at = context->set_at;
 		to = put_time(encoder, to, context->set_at);
@@ -415,7 +480,11 @@ context_write_general(Encoder *encoder, const EventContext *context)
 	{
 		EngineText value = context->attributes[i].value;
 
-		to = put_varint(to, attribute_names[i]);
+		if (own_times)
+			to = put_attribute_time(encoder, to, attribute_names[i],
+									context->attributes[i].set_at);
+		else
+			to = put_varint(to, attribute_names[i]);
 		to = put_varint(to, value.length);
 		to = put_bytes(to, value.data, value.length);
 	}
@@ -449,6 +518,7 @@ context_write(Encoder *encoder, const EventContext *context)
 	else
 		context_write_general(encoder, context);
 	encoder->has_context = true;
+	encoder->context_identity = context->identity;
 	encoder->at.contexts++;
 }
 
@@ -564,6 +634,15 @@ encoder_add_goal(Encoder *encoder, const EventContext *context,
 	return true;
 }
 
+bool
+encoder_add_context(Encoder *encoder, const EventContext *context)
+{
+	if (!event_fits(encoder, context, true, 0, 0))
+		return false;
+	context_write(encoder, context);
+	return true;
+}
+
 size_t
 encoder_exposure_bound(const EventContext *context,
 					   const EventExposure *exposure)
@@ -577,6 +656,12 @@ encoder_goal_bound(const EventContext *context, const EventGoal *goal)
 {
 	return 1 + context_bound(context) + text_bound(goal->name) +
 		   goal_bound(goal);
+}
+
+size_t
+encoder_context_bound(const EventContext *context)
+{
+	return 1 + context_bound(context);
 }
 
 /*
@@ -682,9 +767,7 @@ get_index(Reader *reader, uint32_t limit)
 static inline int64_t
 get_signed(Reader *reader)
 {
-	uint64_t value = get_varint(reader);
-
-	return (int64_t) (value >> 1) ^ -(int64_t) (value & 1);
+	return unzigzag(get_varint(reader));
 }
 
 static inline const char *
@@ -767,11 +850,34 @@ read_unit(Decoder *decoder, Reader *reader, EngineText type, uint32_t number)
 	}
 }
 
+/* The name of an attribute, and with own times when it was set. */
 static void
-read_context(Decoder *decoder, Reader *reader)
+read_attribute_name(Decoder *decoder, Reader *reader, bool own_times,
+					EventAttribute *attribute, int64_t *last_time)
+{
+	uint32_t value;
+
+	attribute->set_at = 0;
+	if (!own_times)
+	{
+		attribute->name = get_name(reader, decoder);
+		return;
+	}
+	value = get_index(reader, 2 * decoder->ntexts);
+	if (!reader->ok)
+		return;
+	attribute->name = decoder->texts[value >> 1];
+	attribute->set_at = ENCODING_AT_PUBLISH;
+	if ((value & ATTRIBUTE_AT_PUBLISH) == 0)
+		attribute->set_at = *last_time = get_time(reader, *last_time);
+}
+
+static void
+read_context(Decoder *decoder, Reader *reader, bool own_times)
 {
 	EventContext context = {.units = decoder->units,
-							.attributes = decoder->attributes};
+							.attributes = decoder->attributes,
+							.own_times = own_times};
 	unsigned flags = get_byte(reader);
 	int64_t last_time = decoder->last_time;
 
@@ -786,11 +892,12 @@ read_context(Decoder *decoder, Reader *reader)
 		read_unit(decoder, reader, type, i);
 	}
 	context.nattributes = get_index(reader, ENCODING_MAX_ATTRIBUTES + 1);
-	if (context.nattributes > 0)
+	if (context.nattributes > 0 && !own_times)
 		context.set_at = last_time = get_time(reader, last_time);
 	for (uint32_t i = 0; i < context.nattributes && reader->ok; i++)
 	{
-		decoder->attributes[i].name = get_name(reader, decoder);
+		read_attribute_name(decoder, reader, own_times, &decoder->attributes[i],
+							&last_time);
 		decoder->attributes[i].value = get_text(reader);
 	}
 	if (reader->ok)
@@ -903,7 +1010,11 @@ decoder_next(Decoder *decoder)
 				read_experiment(decoder, &reader);
 				break;
 			case OP_CONTEXT:
-				read_context(decoder, &reader);
+				read_context(decoder, &reader, false);
+				kind = EVENT_CONTEXT;
+				break;
+			case OP_CONTEXT_TIMES:
+				read_context(decoder, &reader, true);
 				kind = EVENT_CONTEXT;
 				break;
 			case OP_UNIT:

@@ -38,7 +38,12 @@ typedef struct EventAttribute
 {
 	EngineText name;
 	EngineText value; /* JSON text */
+	int64_t set_at; /* ms, or ENCODING_AT_PUBLISH; if the context has own times
+					 */
 } EventAttribute;
+
+/* an attribute's set_at: it is set when it is published */
+#define ENCODING_AT_PUBLISH INT64_MIN
 
 typedef struct EventContext
 {
@@ -48,6 +53,9 @@ typedef struct EventContext
 	uint32_t nattributes;
 	int64_t set_at; /* of the attributes, ms; 0 if there are none */
 	bool historic;
+	bool own_times; /* not this set_at counts, but that of each attribute */
+	uint64_t identity; /* for the encoder: not 0: contexts with the same one
+						* are the same; 0: they are compared */
 } EventContext;
 
 typedef struct EventExposure
@@ -112,9 +120,11 @@ typedef struct Encoder
 	uint32_t capacity;
 	EncoderMark at; /* what there is */
 	/* the context in force, where its operation was written */
-	bool has_context; /* whether the next two are valid */
+	bool has_context; /* whether what follows is valid */
 	uint32_t context_offset;
 	int64_t context_set_at;
+	int64_t context_last_time; /* before its operation */
+	uint64_t context_identity;
 	/* what was used last, and is probably used next; maybe gone by now */
 	uint16_t last_unit_type; /* text */
 	uint16_t last_goal; /* text */
@@ -134,21 +144,28 @@ extern void encoder_move(Encoder *encoder, char *data, uint32_t capacity);
  * Adds an event of a context; false if the payload may have no room for it (a
  * few names too early at most), which leaves it as it was.  Events of the
  * context of the event before continue that one (same units in the same order,
- * same attributes and set_at, same historic).
+ * same attributes and times, same historic; or same identity).
  */
 extern bool encoder_add_exposure(Encoder *encoder, const EventContext *context,
 								 const EventExposure *exposure);
 extern bool encoder_add_goal(Encoder *encoder, const EventContext *context,
 							 const EventGoal *goal);
 
+/*
+ * Adds a context without an event, also if it is the one in force: says what
+ * units and attributes have become.
+ */
+extern bool encoder_add_context(Encoder *encoder, const EventContext *context);
+
 /* Goes back to an earlier state (at); the next event starts a context. */
 extern void encoder_truncate(Encoder *encoder, const EncoderMark *mark);
 
-/* Bytes that suffice for an event in an empty payload. */
+/* Bytes that suffice for an event, or a context, in an empty payload. */
 extern size_t encoder_exposure_bound(const EventContext *context,
 									 const EventExposure *exposure);
 extern size_t encoder_goal_bound(const EventContext *context,
 								 const EventGoal *goal);
+extern size_t encoder_context_bound(const EventContext *context);
 
 /*
  * Reading

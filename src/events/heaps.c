@@ -30,7 +30,7 @@
 #include "events/heaps.h"
 #include "events/outbox.h"
 
-#define COLUMNS 15
+#define COLUMNS 17
 #define HEAP_ROW_SIZE (offsetof(HeapRow, goals) + sizeof(int32))
 
 static const char *const heap_names[HEAPS_COUNT] = {
@@ -172,6 +172,8 @@ insert_row(Relation relation, const HeapRow *row,
 	values[column++] = Int64GetDatum(row->endpoint);
 	values[column++] = TimestampTzGetDatum(row->created);
 	values[column++] = Int64GetDatum(row->record);
+	values[column++] = Int64GetDatum(row->context);
+	values[column++] = Int64GetDatum(row->sequence);
 	values[column++] = Int32GetDatum(row->chunk);
 	values[column++] = Int32GetDatum(row->chunks);
 	values[column++] = Int32GetDatum(row->contexts);
@@ -217,6 +219,8 @@ heaps_insert(Relation relation, const HeapRecord *record, HeapInserted inserted,
 	row.created = record->created;
 	/* an id that no two records share, for all that is likely */
 	row.record = (int64) (pg_prng_uint64(&pg_global_prng_state) >> 1) | 1;
+	row.context = (int64) payload->context;
+	row.sequence = (int64) payload->sequence;
 	row.contexts = (int32) payload->contexts;
 	row.exposures = (int32) payload->exposures;
 	row.goals = (int32) payload->goals;

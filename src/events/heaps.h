@@ -30,6 +30,8 @@ typedef struct HeapRow
 	int64 endpoint;
 	TimestampTz created;
 	int64 record;
+	int64 context; /* key of a session context; 0: of none */
+	int64 sequence;
 	int32 chunk;
 	int32 chunks;
 	int32 contexts;

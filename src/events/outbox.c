@@ -142,7 +142,8 @@ static void
 write_as(OutboxWriter *to, const EventOrigin *origin, TimestampTz created,
 		 const EventPayload *payload)
 {
-	HeapRecord record = {.status = OUTBOX_WAITING,
+	HeapRecord record = {.status = payload->prepared ? OUTBOX_PREPARED
+													 : OUTBOX_WAITING,
 						 .database = MyDatabaseId,
 						 .endpoint = (int64) origin->endpoint,
 						 .created = created,
@@ -170,7 +171,8 @@ outbox_write_progress(OutboxWriter *to, const char *name, const char *position,
 					  int64 rows)
 {
 	Relation relation = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
-	EventPayload payload = {position, (uint32) strlen(position), 0, 0, 0};
+	EventPayload payload = {.data = position,
+							.length = (uint32) strlen(position)};
 	HeapRecord record = {.status = OUTBOX_PROGRESS,
 						 .database = MyDatabaseId,
 						 .endpoint = rows,
@@ -388,10 +390,14 @@ summarize(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	switch (row->status)
 	{
 		case OUTBOX_WAITING:
+		case OUTBOX_PREPARED:
 			summary->records++;
 			summary->events += row->exposures + row->goals;
 			if (summary->oldest == 0 || row->created < summary->oldest)
 				summary->oldest = row->created;
+			break;
+		case OUTBOX_HELD:
+			summary->held_records++;
 			break;
 		case OUTBOX_FOREIGN:
 			summary->foreign_records++;

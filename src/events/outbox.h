@@ -26,7 +26,11 @@ typedef enum OutboxStatus
 	OUTBOX_FOREIGN = 2, /* of another database or endpoint */
 	OUTBOX_DEAD = 3, /* refused by the collector for good */
 	OUTBOX_UNREADABLE = 4, /* of a version that this library does not know */
-	OUTBOX_PROGRESS = 5 /* how far a backfill has got */
+	OUTBOX_PROGRESS = 5, /* how far a backfill has got */
+	OUTBOX_HELD = 6, /* of a session context that is not to be sent yet */
+	/* anywhere again: */
+	OUTBOX_PREPARED = 7 /* waits as well, of a session context in a transaction
+						 * that was prepared: not counted as pending */
 } OutboxStatus;
 
 /*
@@ -143,6 +147,7 @@ typedef struct OutboxSummary
 	int64 events;
 	int64 bytes; /* of the files */
 	TimestampTz oldest; /* 0: nothing waits */
+	int64 held_records;
 	int64 foreign_records;
 	int64 dead_events;
 } OutboxSummary;

@@ -56,6 +56,8 @@ typedef struct QueueEntry
 	uint32 contexts;
 	uint32 exposures;
 	uint32 goals;
+	uint64 context;
+	uint64 sequence;
 	int64 number; /* entries are counted */
 	TimestampTz created;
 	uint64 endpoint;
@@ -373,6 +375,8 @@ queue_put(DatabaseState *state, const EventOrigin *origin,
 	entry->contexts = payload->contexts;
 	entry->exposures = payload->exposures;
 	entry->goals = payload->goals;
+	entry->context = payload->context;
+	entry->sequence = payload->sequence;
 	entry->created = GetCurrentTimestamp();
 	entry->endpoint = origin->endpoint;
 
@@ -448,6 +452,8 @@ copy_entry(int32 number)
 	record->payload.contexts = entry->contexts;
 	record->payload.exposures = entry->exposures;
 	record->payload.goals = entry->goals;
+	record->payload.context = entry->context;
+	record->payload.sequence = entry->sequence;
 	record->entry = number;
 	return record;
 }

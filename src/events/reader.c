@@ -244,7 +244,9 @@ forget_records(List **records)
 static bool
 has_old_endpoint(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
-	return row->status == OUTBOX_WAITING && row->database == MyDatabaseId &&
+	return (row->status == OUTBOX_WAITING || row->status == OUTBOX_PREPARED ||
+			row->status == OUTBOX_HELD) &&
+		   row->database == MyDatabaseId &&
 		   row->endpoint != *(int64 *) argument &&
 		   is_my_endpoint(row->endpoint);
 }
@@ -443,6 +445,9 @@ new_record(int place, const HeapRow *row, const HeapTupleData *tuple,
 	record->payload.contexts = (uint32) row->contexts;
 	record->payload.exposures = (uint32) row->exposures;
 	record->payload.goals = (uint32) row->goals;
+	record->payload.context = (uint64) row->context;
+	record->payload.sequence = (uint64) row->sequence;
+	record->payload.prepared = row->status == OUTBOX_PREPARED;
 	record->tids = (ItemPointerData *) ((char *) stored + tids);
 	stored->database = row->database;
 	stored->endpoint = row->endpoint;
@@ -506,7 +511,7 @@ take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	EngineText texts[HEAP_TEXTS];
 	StoredRecord *stored;
 
-	if (row->status != OUTBOX_WAITING)
+	if (row->status != OUTBOX_WAITING && row->status != OUTBOX_PREPARED)
 		return false;
 	page->waiting++;
 	if (row->chunk == 0 && is_in_flight(page->place, &tuple->t_self))

@@ -37,6 +37,10 @@ typedef struct EventPayload
 	uint32 contexts;
 	uint32 exposures;
 	uint32 goals;
+	uint64 context; /* key of a session context; 0: of none */
+	uint64 sequence; /* grows with each record of the context */
+	bool prepared; /* of a session context in a transaction that is prepared:
+					* nobody counts its events as pending when it commits */
 } EventPayload;
 
 /* where a record came from */

@@ -523,6 +523,7 @@ stat_add_events(StatRow *row, DatabaseState *state)
 									 TimestampTzGetDatum(Max(
 										 GetCurrentTimestamp(), outbox.oldest)),
 									 TimestampTzGetDatum(outbox.oldest)));
+	stat_add(row, Int64GetDatum(outbox.held_records));
 	stat_add(row, Int64GetDatum(outbox.foreign_records));
 	stat_add(row, Int64GetDatum(outbox.dead_events));
 	stat_add(row, Int64GetDatum(queue_entries));

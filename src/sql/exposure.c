@@ -181,6 +181,8 @@ exposure_queue(ExposureCall *call, const SnapImage *snapshot,
 	context.nattributes = call->nsent;
 	context.set_at = call->nsent > 0 ? call->exposed_at : 0;
 	context.historic = call->historic;
+	context.own_times = false;
+	context.identity = 0;
 
 	if (likely(experiment != NULL))
 	{

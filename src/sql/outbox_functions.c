@@ -15,7 +15,7 @@
 #include "events/outbox.h"
 #include "events/queue.h"
 
-#define MEMORY_COLUMNS 10
+#define MEMORY_COLUMNS 12
 
 PG_FUNCTION_INFO_V1(absmartly_outbox_guard);
 
@@ -74,6 +74,8 @@ absmartly_outbox_memory(PG_FUNCTION_ARGS)
 
 		CHECK_FOR_INTERRUPTS();
 		values[column++] = Int64GetDatum(record->id);
+		values[column++] = Int64GetDatum((int64) payload->context);
+		values[column++] = Int64GetDatum((int64) payload->sequence);
 		values[column++] = TimestampTzGetDatum(record->created);
 		values[column++] = ObjectIdGetDatum(MyDatabaseId);
 		values[column++] = Int32GetDatum((int32) payload->contexts);

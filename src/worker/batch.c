@@ -412,9 +412,7 @@ batch_item_text(const Batch *batch, int item)
 const char *
 batch_body(Batch *batch, size_t *length)
 {
-	int64 now = (int64) (GetCurrentTimestamp() / 1000) +
-				(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY *
-					INT64CONST(1000);
+	int64 now = render_now();
 	const BatchItem *first = &batch->items[batch->first];
 	const BatchItem *last = &batch->items[batch->nitems - 1];
 	char *start;

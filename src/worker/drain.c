@@ -33,7 +33,7 @@
  */
 #define MERGED_BYTES 7000
 #define MERGED_CONTEXTS 250
-/* beyond that a record is left as it is */
+/* beyond that a record is left as it is, as is one of a session context */
 #define MAX_MERGED_RECORD 2048
 
 typedef struct Merge
@@ -55,8 +55,11 @@ merge_end(Merge *merge)
 	if (merge->first == NULL)
 		return;
 	record = *merge->first;
-	record.payload = (EventPayload){encoder.data, at->length, at->contexts,
-									at->exposures, at->goals};
+	record.payload = (EventPayload){.data = encoder.data,
+									.length = at->length,
+									.contexts = at->contexts,
+									.exposures = at->exposures,
+									.goals = at->goals};
 	outbox_write_record(merge->writer, &record);
 	merge->first = NULL;
 }
@@ -76,6 +79,7 @@ merge_record(Merge *merge, const EventRecord *record)
 	EventKind kind;
 
 	if (record->payload.length > MAX_MERGED_RECORD ||
+		record->payload.context != 0 ||
 		!decoder_begin(&decoder, record->payload.data, record->payload.length))
 	{
 		outbox_write_record(merge->writer, record);

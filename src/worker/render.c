@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "utils/builtins.h"
+#include "utils/timestamp.h"
 
 #include "engine/assign.h"
 #include "engine/hash.h"
@@ -141,6 +142,24 @@ render_init(Render *render, StringInfo text)
 	initStringInfo(&render->attributes);
 }
 
+int64
+render_now(void)
+{
+	return (int64) (GetCurrentTimestamp() / 1000) +
+		   (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY *
+			   INT64CONST(1000);
+}
+
+/* When an attribute was set, as the collector is told. */
+static int64
+attribute_time(const EventContext *context, const EventAttribute *attribute)
+{
+	if (!context->own_times)
+		return context->set_at;
+	return attribute->set_at == ENCODING_AT_PUBLISH ? render_now()
+													: attribute->set_at;
+}
+
 void
 render_attributes(StringInfo text, const EventContext *context)
 {
@@ -158,7 +177,7 @@ render_attributes(StringInfo text, const EventContext *context)
 		to = PUT(to, ",\"value\":");
 		to = put_bytes(to, attribute->value.data, attribute->value.length);
 		to = PUT(to, ",\"setAt\":");
-		to = put_integer(to, context->set_at);
+		to = put_integer(to, attribute_time(context, attribute));
 		*to++ = '}';
 		finish(text, to);
 	}

@@ -40,7 +40,10 @@ extern void render_end(Render *render);
 
 extern void render_set_time(char *request, int64 ms);
 
-/* The attributes of a context alone, as an array. */
+/* This moment, in ms. */
+extern int64 render_now(void);
+
+/* The attributes of a context alone, as an array, as they are sent now. */
 extern void render_attributes(StringInfo text, const EventContext *context);
 
 #endif /* ABSMARTLY_WORKER_RENDER_H */

@@ -24,15 +24,20 @@ same_context(const EventContext *left, const EventContext *right)
 	bool same = left->nunits == right->nunits &&
 				left->nattributes == right->nattributes &&
 				left->historic == right->historic &&
-				(left->nattributes == 0 || left->set_at == right->set_at);
+				(left->nattributes == 0 ||
+				 (left->own_times == right->own_times &&
+				  (left->own_times || left->set_at == right->set_at)));
 
 	for (uint32_t i = 0; same && i < left->nunits; i++)
 		same = same_text(left->units[i].type, right->units[i].type) &&
 			   memcmp(left->units[i].hash, right->units[i].hash,
 					  ENCODING_UNIT_BYTES) == 0;
 	for (uint32_t i = 0; same && i < left->nattributes; i++)
-		same = same_text(left->attributes[i].name, right->attributes[i].name) &&
-			   same_text(left->attributes[i].value, right->attributes[i].value);
+		same =
+			same_text(left->attributes[i].name, right->attributes[i].name) &&
+			same_text(left->attributes[i].value, right->attributes[i].value) &&
+			(!left->own_times ||
+			 left->attributes[i].set_at == right->attributes[i].set_at);
 	return same;
 }
 

@@ -122,7 +122,8 @@ make_context(Event *event)
 	context->historic = random_below(5) == 0;
 	if (random_below(2) == 0)
 		context->nattributes = random_below(MAX_ATTRIBUTES + 1);
-	if (context->nattributes > 0)
+	context->own_times = random_below(3) == 0;
+	if (context->nattributes > 0 && !context->own_times)
 		context->set_at = random_time();
 	for (uint32_t i = 0; i < context->nunits; i++)
 	{
@@ -134,6 +135,9 @@ make_context(Event *event)
 	{
 		event->attributes[i].name = random_name(POOL_NAMES);
 		event->attributes[i].value = random_json();
+		if (context->own_times)
+			event->attributes[i].set_at =
+				random_below(5) == 0 ? ENCODING_AT_PUBLISH : random_time();
 	}
 }
 
@@ -525,8 +529,8 @@ static void
 test_continuation(void)
 {
 	EventUnit units[2];
-	EventAttribute attributes[2] = {{TEXT("age"), TEXT("5")},
-									{TEXT("lang"), TEXT("\"en\"")}};
+	EventAttribute attributes[2] = {{TEXT("age"), TEXT("5"), 0},
+									{TEXT("lang"), TEXT("\"en\""), 0}};
 	EventContext context = one_unit(&units[0], TEXT("user_id"), 1);
 	EventExposure exposure = {.id = 1,
 							  .name = TEXT("experiment"),
@@ -574,16 +578,97 @@ test_continuation(void)
 	context.nattributes = 2;
 	CONTEXTS(12, "a second one");
 	CONTEXTS(12, "the same two attributes");
-	context.nattributes = 0;
-	CONTEXTS(13, "no attributes");
+	context.own_times = true;
+	CONTEXTS(13, "attributes with times of their own");
+	CONTEXTS(13, "the same times");
 	context.set_at++;
-	CONTEXTS(13, "whose time is of no account");
+	CONTEXTS(13, "the context's is of no account");
+	attributes[1].set_at = NOW;
+	CONTEXTS(14, "another time of the second one");
+	attributes[0].set_at = ENCODING_AT_PUBLISH;
+	CONTEXTS(15, "the first one is set at publishing");
+	CONTEXTS(15, "the same");
+	context.nattributes = 0;
+	CONTEXTS(16, "no attributes");
+	context.set_at++;
+	CONTEXTS(16, "whose time is of no account");
+	context.own_times = false;
+	CONTEXTS(16, "nor whose it is");
 	context.nunits = 0;
-	CONTEXTS(14, "no units");
-	CONTEXTS(14, "still none");
+	CONTEXTS(17, "no units");
+	CONTEXTS(17, "still none");
 	mark = encoder.at;
 	encoder_truncate(&encoder, &mark);
-	CONTEXTS(15, "a context starts after going back");
+	CONTEXTS(18, "a context starts after going back");
+	context.identity = 7;
+	CONTEXTS(19, "an identity");
+	context.nunits = 2;
+	CONTEXTS(19, "the same one: nobody looks further");
+	context.identity = 8;
+	CONTEXTS(20, "another one");
+	context.identity = 0;
+	CONTEXTS(20, "none: compared again");
+	context.identity = 8;
+	mark = encoder.at;
+	encoder_truncate(&encoder, &mark);
+	CONTEXTS(21, "an identity is forgotten by going back");
+	encoder_begin(&encoder, memory, ROOM);
+	CONTEXTS(1, "and by beginning");
+}
+
+/* A context may stand alone, and is written each time. */
+static void
+test_context_alone(void)
+{
+	EventUnit unit;
+	EventAttribute attributes[3] = {
+		{TEXT("age"), TEXT("5"), NOW},
+		{TEXT("age"), TEXT("null"), ENCODING_AT_PUBLISH},
+		{TEXT("age"), TEXT("6"), NOW - 5}};
+	EventContext context = one_unit(&unit, TEXT("user_id"), 1);
+	EventGoal goal = {.name = TEXT("goal"), .achieved_at = NOW};
+	EventContext large = context;
+	uint32_t capacity;
+	char *exact;
+
+	encoder_begin(&encoder, memory, ROOM);
+	tap_ok(encoder_add_context(&encoder, &context) &&
+			   encoder_add_context(&encoder, &context),
+		   "a context without events");
+	context.attributes = attributes;
+	context.nattributes = 3;
+	context.own_times = true;
+	tap_ok(encoder_add_context(&encoder, &context) &&
+			   encoder_add_goal(&encoder, &context, &goal),
+		   "another one, which goes on with an event");
+	tap_ok(encoder.at.contexts == 3 && encoder.at.goals == 1 &&
+			   encoder.at.exposures == 0,
+		   "are counted");
+	tap_ok(decoder_begin(&decoder, memory, encoder.at.length) &&
+			   decoder_next(&decoder) == EVENT_CONTEXT &&
+			   decoder_next(&decoder) == EVENT_CONTEXT &&
+			   decoder.context.nunits == 1 &&
+			   decoder.context.nattributes == 0 &&
+			   decoder_next(&decoder) == EVENT_CONTEXT &&
+			   same_context(&context, &decoder.context) &&
+			   decoder_next(&decoder) == EVENT_GOAL &&
+			   same_goal(&goal, &decoder.goal) &&
+			   decoder_next(&decoder) == EVENT_END,
+		   "and read");
+
+	capacity = (uint32_t) encoder_context_bound(&context);
+	exact = malloc(capacity);
+	if (exact == NULL)
+		abort();
+	encoder_begin(&encoder, exact, capacity);
+	tap_ok(encoder_add_context(&encoder, &context),
+		   "it fits an empty payload of its bound");
+	large.nunits = ENCODING_MAX_UNITS + 1;
+	tap_ok(!encoder_add_context(&encoder, &context) &&
+			   !encoder_add_context(&encoder, &large) &&
+			   encoder.at.contexts == 1,
+		   "without room it is refused");
+	free(exact);
 }
 
 /* Bytes that are not what was written: no crash, and an end. */
@@ -680,7 +765,7 @@ test_malformed(void)
 			   decoder_next(&decoder) == EVENT_END,
 		   "there may be no events");
 	MALFORMED("operation 0", 0);
-	MALFORMED("an unknown operation", 10);
+	MALFORMED("an unknown operation", 11);
 	MALFORMED("a text without length", 1);
 	MALFORMED("a text that is too short", 1, 2, 'a');
 	MALFORMED("a length of 2^64 - 1", 1, ONES, 1, 'a');
@@ -691,6 +776,12 @@ test_malformed(void)
 	MALFORMED("flags of a context", 3, 2, 0, 0);
 	MALFORMED("257 units", 3, 0, (char) 0x81, 2, 0);
 	MALFORMED("1025 attributes", 3, 0, 0, (char) 0x81, 8, 0);
+	MALFORMED("1025 attributes with times", 10, 0, 0, (char) 0x81, 8, 0);
+	MALFORMED("flags of a context with times", 10, 2, 0, 0);
+	MALFORMED("an attribute of no name", 1, 1, 'a', 10, 0, 0, 1, 2, 0, 0);
+	MALFORMED("an attribute set at publishing of no name", 1, 1, 'a', 10, 0, 0,
+			  1, 3, 0);
+	MALFORMED("an attribute without its time", 1, 1, 'a', 10, 0, 0, 1, 0);
 	MALFORMED("a unit of no type", 4, 0, SIXTEEN);
 	MALFORMED("an exposure without context", 1, 1, 'a', 2, 0, 0, 0, 6, 0, 0, 0,
 			  0);
@@ -743,6 +834,7 @@ main(void)
 	test_experiment_limit();
 	test_context_limit();
 	test_continuation();
+	test_context_alone();
 	test_damage();
 	test_malformed();
 	test_size();

@@ -35,6 +35,22 @@ write_event(EventKind kind, const Decoder *decoder)
 }
 
 /*
+ * Writes a context; every other one alone, without an event.  False if it does
+ * not fit.
+ */
+static bool
+write_context(const Decoder *decoder)
+{
+	static unsigned contexts = 0;
+	uint32_t before = encoder.at.contexts;
+
+	if (contexts++ % 2 == 0)
+		return true;
+	return encoder_add_context(&encoder, &decoder->context) &&
+		   encoder.at.contexts == before + 1;
+}
+
+/*
  * Writes what data holds; gives the number of events.  It may be more than
  * fits: an event that says what others have said already takes few bytes in
  * data.
@@ -47,9 +63,17 @@ write_again(const char *data, size_t size)
 
 	if (!decoder_begin(&first, data, size))
 		return 0;
-	while ((kind = next_event(&first)) != EVENT_END && kind != EVENT_MALFORMED)
+	while ((kind = decoder_next(&first)) != EVENT_END &&
+		   kind != EVENT_MALFORMED)
 	{
 		EncoderMark mark = encoder.at;
+
+		if (kind == EVENT_CONTEXT)
+		{
+			if (!write_context(&first))
+				break;
+			continue;
+		}
 
 		/* what is taken back must leave no trace */
 		if (write_event(kind, &first) && events % 3 == 0)
@@ -105,7 +129,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 				: !same_goal(&first.goal, &second.goal))
 			abort();
 	}
-	if (decoder_next(&second) != EVENT_END)
+	if (next_event(&second) != EVENT_END)
 		abort();
 	free(memory);
 	return 0;
