@@ -25,6 +25,7 @@
 #include "events/queue.h"
 #include "settings.h"
 #include "sql/text.h"
+#include "sql/wait.h"
 
 PG_FUNCTION_INFO_V1(absmartly_is_ready);
 PG_FUNCTION_INFO_V1(absmartly_wait_until_ready);
@@ -37,77 +38,6 @@ PG_FUNCTION_INFO_V1(absmartly_stat_reset);
 
 /* how long absmartly_set_context_data() waits for a worker's first sign */
 #define TARGET_TIMEOUT_MS 10000
-
-/* Raises where a function needs the worker and there can be none. */
-static void
-require_workers(const char *function)
-{
-	if (shared_available())
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("%s needs the background worker of absmartly", function),
-			 errdetail("The library was not loaded at server start."),
-			 errhint("Add absmartly to \"shared_preload_libraries\" and "
-					 "restart the server.")));
-}
-
-/* This database's state; asks for a worker if there is none. */
-static DatabaseState *
-my_state(void)
-{
-	DatabaseState *state = shared_my_database();
-
-	if (state == NULL || state->worker_pid == 0)
-		shared_request_probe(MyDatabaseId);
-	return state;
-}
-
-/* The moment at which a time-out ends; a negative or NULL one is refused. */
-static TimestampTz
-deadline(FunctionCallInfo fcinfo, int argument)
-{
-	Interval *timeout;
-	double ms;
-
-	if (PG_ARGISNULL(argument))
-		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("the time-out must not be null")));
-	timeout = PG_GETARG_INTERVAL_P(argument);
-	ms = timeout->time / 1000.0 +
-		 (timeout->day + timeout->month * (double) DAYS_PER_MONTH) *
-			 SECS_PER_DAY * 1000.0;
-	if (ms < 0)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("the time-out must not be negative")));
-	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-									   (int64) Min(ms, 1000.0 * SECS_PER_YEAR));
-}
-
-/*
- * Sleeps until something changes in state, or a little while if there is no
- * state to watch.  False when the deadline has passed.
- */
-static bool
-wait_for_change(DatabaseState *state, TimestampTz until)
-{
-	long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
-
-	if (left <= 0)
-		return false;
-	if (state != NULL)
-		ConditionVariableTimedSleep(&state->changed, Min(left, 1000L),
-									PG_WAIT_EXTENSION);
-	else
-	{
-		(void) WaitLatch(MyLatch,
-						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Min(left, 20L), PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
-	return true;
-}
 
 static bool
 is_ready(void)
@@ -125,7 +55,7 @@ absmartly_is_ready(PG_FUNCTION_ARGS)
 {
 	if (!shared_available())
 		PG_RETURN_BOOL(data_version() != NULL);
-	(void) my_state();
+	(void) wait_state();
 	PG_RETURN_BOOL(is_ready());
 }
 
@@ -136,13 +66,13 @@ absmartly_is_ready(PG_FUNCTION_ARGS)
 Datum
 absmartly_wait_until_ready(PG_FUNCTION_ARGS)
 {
-	TimestampTz until = deadline(fcinfo, 0);
+	TimestampTz until = wait_deadline(fcinfo, 0);
 
 	if (!shared_available())
 		PG_RETURN_BOOL(data_version() != NULL);
 	while (!is_ready())
 	{
-		DatabaseState *state = my_state();
+		DatabaseState *state = wait_state();
 
 		if (!wait_for_change(state, until))
 			break;
@@ -159,59 +89,11 @@ absmartly_wait_until_ready(PG_FUNCTION_ARGS)
 Datum
 absmartly_refresh(PG_FUNCTION_ARGS)
 {
-	TimestampTz until = deadline(fcinfo, 0);
-	DatabaseState *state;
-	uint64 ticket = 0;
-	uint64 generation = 0;
-	bool finished = false;
-	bool failed = false;
-	char error[SHARED_MAX_ERROR] = "";
+	TimestampTz until = wait_deadline(fcinfo, 0);
+	uint64 generation;
 
-	require_workers("absmartly_refresh()");
-	for (;;)
-	{
-		state = my_state();
-		if (state != NULL)
-		{
-			LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-			if (ticket == 0)
-				ticket = ++state->refresh_requested;
-			finished = state->refresh_finished >= ticket && !state->suspended;
-			if (finished)
-			{
-				failed = state->refresh_succeeded < ticket;
-				strlcpy(error, state->refresh_error, sizeof(error));
-				generation = state->generation;
-			}
-			else
-				strlcpy(error, state->fetch.last_error, sizeof(error));
-			LWLockRelease(&state->lock);
-			if (finished)
-				break;
-			shared_wake_worker(state);
-		}
-		if (!wait_for_change(state, until))
-			break;
-	}
-	ConditionVariableCancelSleep();
-
-	if (!finished)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("time-out while waiting for the experiments of "
-						"database \"%s\"",
-						get_database_name(MyDatabaseId)),
-				 state == NULL || state->worker_pid == 0
-					 ? errdetail("No worker of absmartly runs for this "
-								 "database.")
-				 : error[0] != '\0' ? errdetail("Last error: %s.", error)
-									: 0,
-				 errhint("The view \"absmartly_stat\" shows what the worker "
-						 "does.")));
-	if (failed)
-		ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
-						errmsg("could not fetch the experiments: %s", error)));
-
+	wait_require_worker("absmartly_refresh()");
+	generation = wait_for_fetch(until, NULL);
 	version_unpin_statement();
 	PG_RETURN_INT64((int64) generation);
 }
@@ -223,71 +105,41 @@ absmartly_refresh(PG_FUNCTION_ARGS)
 Datum
 absmartly_publish(PG_FUNCTION_ARGS)
 {
-	TimestampTz until = deadline(fcinfo, 0);
-	DatabaseState *state;
-	uint64 ticket = 0;
-	int64 delivered = 0;
-	bool finished = false;
-	bool failed = false;
-	int code = 0;
-	char error[SHARED_MAX_ERROR] = "";
+	TimestampTz until = wait_deadline(fcinfo, 0);
+	WaitOutcome outcome;
 
-	require_workers("absmartly_publish()");
-	for (;;)
-	{
-		state = my_state();
-		if (state != NULL)
-		{
-			LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-			if (ticket == 0)
-				ticket = ++state->publish_requested;
-			finished = state->publish_finished >= ticket;
-			if (finished)
-			{
-				failed = state->publish_succeeded < ticket;
-				code = state->publish_error_code;
-				strlcpy(error, state->publish_error, sizeof(error));
-				delivered = state->publish_delivered;
-			}
-			else
-				strlcpy(error, state->publish.last_error, sizeof(error));
-			LWLockRelease(&state->lock);
-			if (finished)
-				break;
-			shared_wake_worker(state);
-		}
-		if (!wait_for_change(state, until))
-			break;
-	}
-	ConditionVariableCancelSleep();
-
-	if (!finished)
+	wait_require_worker("absmartly_publish()");
+	wait_for_publishing(until, NULL, &outcome);
+	if (!outcome.finished)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("time-out while waiting for the events of database "
 						"\"%s\" to be published",
 						get_database_name(MyDatabaseId)),
-				 state == NULL || state->worker_pid == 0
+				 !outcome.has_worker
 					 ? errdetail("No worker of absmartly runs for this "
 								 "database.  No event is lost.")
-				 : error[0] != '\0'
-					 ? errdetail("Last error: %s.  No event is lost.", error)
+				 : outcome.error[0] != '\0'
+					 ? errdetail("Last error: %s.  No event is lost.",
+								 outcome.error)
 					 : errdetail("No event is lost."),
 				 errhint("The view \"absmartly_stat\" shows what the worker "
 						 "does.")));
-	if (failed && code == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
+	if (outcome.failed &&
+		outcome.code == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
+		ereport(ERROR, (errcode(outcome.code),
+						errmsg("events are not published: %s", outcome.error),
+						errdetail("They are kept."),
+						errhint("Set \"absmartly.endpoint\", and turn "
+								"\"absmartly.publishing\" on.")));
+	if (outcome.failed)
 		ereport(ERROR,
-				(errcode(code), errmsg("events are not published: %s", error),
-				 errdetail("They are kept."),
-				 errhint("Set \"absmartly.endpoint\", and turn "
-						 "\"absmartly.publishing\" on.")));
-	if (failed)
-		ereport(ERROR,
-				(errcode(code), errmsg("could not publish events: %s", error),
+				(errcode(outcome.code),
+				 errmsg("could not publish events: %s", outcome.error),
 				 errdetail("No event is lost: they are kept, and it is tried "
 						   "again.")));
 
-	PG_RETURN_INT64(delivered);
+	PG_RETURN_INT64(outcome.delivered);
 }
 
 /*
@@ -322,7 +174,7 @@ loading_target(DataTarget *target)
 
 	for (;;)
 	{
-		state = my_state();
+		state = wait_state();
 		if (state != NULL)
 		{
 			LWLockAcquire(&state->lock, LW_SHARED);
