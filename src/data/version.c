@@ -67,6 +67,7 @@ typedef struct QueryPin
 bool data_pinned = false;
 const DataVersion *data_pinned_version = NULL;
 uint64 data_pinned_serial = 0;
+void (*version_query_done)(void) = NULL;
 
 /* all pins of this process, to be let go at its exit */
 static dlist_head pins = DLIST_STATIC_INIT(pins);
@@ -88,6 +89,12 @@ static DataVersion *local_version = NULL;
 static uint64 local_stamp = 0;
 static uint64 local_generation = 0;
 static DataInfo local_info;
+
+static const SnapImage *compile(const char *text, size_t length,
+								const char *environment, MemoryContext context,
+								size_t *size);
+static void version_fill(DataVersion *version, const SnapImage *snapshot,
+						 size_t size, const DataTarget *target);
 
 static ExecutorRun_hook_type prev_executor_run = NULL;
 static ExecutorFinish_hook_type prev_executor_finish = NULL;
@@ -133,7 +140,7 @@ release_all_pins(int code, Datum argument)
  * a version is retired, so it can't be freed in between.
  */
 static void
-pin_acquire(Pin *pin, DatabaseState *state)
+pin_acquire(Pin *pin, DatabaseState *state, uint64 *data_round)
 {
 	pin->version = NULL;
 	pin->pointer = InvalidDsaPointer;
@@ -156,6 +163,8 @@ pin_acquire(Pin *pin, DatabaseState *state)
 		pin->version = version;
 		pin->pointer = state->current;
 		dlist_push_head(&pins, &pin->node);
+		if (data_round != NULL)
+			*data_round = state->data_round;
 	}
 	LWLockRelease(&state->lock);
 }
@@ -346,7 +355,7 @@ data_pin(void)
 			MemoryContextAllocZero(TopMemoryContext, sizeof(QueryPin));
 
 		pin = &query_pin->pin;
-		pin_acquire(pin, state);
+		pin_acquire(pin, state, NULL);
 		query_pin->estate = outermost_query;
 		dlist_push_head(&query_pins, &query_pin->node);
 		query_pin->callback.func = query_memory_gone;
@@ -358,7 +367,7 @@ data_pin(void)
 	{
 		pin = &statement_pin;
 		release_statement_pin();
-		pin_acquire(pin, state);
+		pin_acquire(pin, state, NULL);
 		statement_pin_used = true;
 	}
 	set_current(pin->version, pin->pointer);
@@ -377,6 +386,128 @@ version_unpin_statement(void)
 			query_pin_release(query_pin);
 	}
 	release_statement_pin();
+}
+
+/*
+ * Data that is held from statement to statement
+ */
+
+static DataVersion *
+copy_version(const DataVersion *version)
+{
+	DataVersion *copy = MemoryContextAllocHuge(TopMemoryContext, version->size);
+
+	memcpy(copy, version, version->size);
+	return copy;
+}
+
+bool
+version_hold(DataHold *hold, uint64 *data_round)
+{
+	DatabaseState *state;
+	Pin *pin;
+
+	hold->version = NULL;
+	hold->pin = NULL;
+	*data_round = 0;
+	if (!shared_available())
+	{
+		/* the one version makes place for the next one at any time */
+		if (data_version() != NULL)
+			hold->version = copy_version(data_version());
+		return hold->version != NULL;
+	}
+	state = shared_my_database();
+	if (state == NULL)
+	{
+		ask_for_worker();
+		return false;
+	}
+	if (!DsaPointerIsValid(state->current))
+		return false;
+	pin = MemoryContextAlloc(TopMemoryContext, sizeof(Pin));
+	pin_acquire(pin, state, data_round);
+	if (pin->version == NULL)
+	{
+		pfree(pin);
+		return false;
+	}
+	hold->version = pin->version;
+	hold->pin = pin;
+	return true;
+}
+
+/* What data that comes from no fetch is for. */
+static void
+present_target(DataTarget *target)
+{
+	DatabaseState *state = shared_my_database();
+
+	memset(target, 0, sizeof(*target));
+	if (state != NULL)
+	{
+		LWLockAcquire(&state->lock, LW_SHARED);
+		if (state->target_known)
+			*target = state->target;
+		LWLockRelease(&state->lock);
+	}
+	else if (!shared_available() && data_version() != NULL)
+		*target = data_version()->target;
+}
+
+void
+version_hold_text(DataHold *hold, const char *text, size_t length)
+{
+	MemoryContext context = AllocSetContextCreate(
+		CurrentMemoryContext, "absmartly compiler", ALLOCSET_DEFAULT_SIZES);
+	const SnapImage *snapshot;
+	DataVersion *version;
+	DataTarget target;
+	size_t size;
+
+	present_target(&target);
+	snapshot = compile(text, length, target.environment, context, &size);
+	version =
+		MemoryContextAllocHuge(TopMemoryContext, DATA_IMAGE_OFFSET + size);
+	version_fill(version, snapshot, size, &target);
+	MemoryContextDelete(context);
+	hold->version = version;
+	hold->pin = NULL;
+}
+
+bool
+version_hold_is_stale(const DataHold *hold)
+{
+	DatabaseState *state;
+
+	if (hold->pin == NULL)
+		return false;
+	state = shared_my_database();
+	return state == NULL ||
+		   *(volatile dsa_pointer *) &state->current != hold->pin->pointer;
+}
+
+void
+version_hold_copy(DataHold *hold)
+{
+	DataVersion *copy = copy_version(hold->version);
+
+	version_hold_release(hold);
+	hold->version = copy;
+}
+
+void
+version_hold_release(DataHold *hold)
+{
+	if (hold->pin != NULL)
+	{
+		pin_release(hold->pin);
+		pfree(hold->pin);
+	}
+	else if (hold->version != NULL)
+		pfree(unconstify(DataVersion *, hold->version));
+	hold->version = NULL;
+	hold->pin = NULL;
 }
 
 /*
@@ -453,9 +584,13 @@ version_executor_run(EXECUTOR_RUN_PARAMETERS)
 	PG_END_TRY();
 	depth--;
 	if (outermost)
+	{
 		/* triggers may still fire, and a cursor may still be read */
 		statement_end(count == 0 && query->operation == CMD_SELECT &&
 					  !query->plannedstmt->hasModifyingCTE);
+		if (version_query_done != NULL)
+			version_query_done();
+	}
 }
 
 static void
@@ -831,7 +966,7 @@ confirm_unchanged(DatabaseState *state, const DataTarget *target,
 	Pin pin;
 	bool same;
 
-	pin_acquire(&pin, state);
+	pin_acquire(&pin, state, NULL);
 	if (pin.version == NULL)
 		return false;
 	same = same_data(pin.version, target, text, length);

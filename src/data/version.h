@@ -70,6 +70,40 @@ extern void version_install(void);
 extern void version_unpin_statement(void);
 
 /*
+ * Data that a session goes on reading from statement to statement.  What is in
+ * force is read where it lies; it becomes a private copy when it has been
+ * replaced.
+ */
+typedef struct DataHold
+{
+	const DataVersion *version; /* NULL: none */
+	struct Pin *pin; /* NULL: the version is a private copy */
+} DataHold;
+
+/*
+ * Holds the version in force; false if there is none.  data_round is that of
+ * the version's database (DatabaseState), 0 without shared memory.
+ */
+extern bool version_hold(DataHold *hold, uint64 *data_round);
+
+/*
+ * Holds what text (UTF-8) compiles to, under the target in force.  Raises as
+ * version_publish() does.
+ */
+extern void version_hold_text(DataHold *hold, const char *text, size_t length);
+
+/* Whether what is held has been replaced, and is not a copy yet. */
+extern bool version_hold_is_stale(const DataHold *hold);
+
+/* Makes it a private copy, at another address.  Raises 53200. */
+extern void version_hold_copy(DataHold *hold);
+
+extern void version_hold_release(DataHold *hold);
+
+/* Called when a top-level query has run, outside of parallel mode. */
+extern void (*version_query_done)(void);
+
+/*
  * Compiles text (UTF-8) for the state's present target and puts it in force.
  * Returns its generation.  If it is what was in force already, only fetched_at
  * and source are taken over, and *unchanged is set.  Raises 22032 if the text

@@ -268,7 +268,8 @@ absmartly_assignments(PG_FUNCTION_ARGS)
 			continue;
 		if (!begun && evaluation_needed(experiment))
 		{
-			evaluation_begin(&evaluation, version, has_attributes,
+			evaluation_begin(&evaluation, version,
+							 settings_include_system_attributes, has_attributes,
 							 PG_GETARG_DATUM(1));
 			begun = true;
 		}

@@ -25,7 +25,9 @@ assignment_make(const DataVersion *version, const SnapExperiment *experiment,
 	EngineStatus status;
 
 	if (unlikely(evaluation_needed(experiment)))
-		evaluation_begin(&evaluation, version, has_attributes, attributes);
+		evaluation_begin(&evaluation, version,
+						 settings_include_system_attributes, has_attributes,
+						 attributes);
 
 	request.snapshot = data_version_snapshot(version);
 	request.experiment = experiment;

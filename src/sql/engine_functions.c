@@ -222,7 +222,8 @@ absmartly_evaluate(PG_FUNCTION_ARGS)
 		compiled_site_set(site, source, expression);
 	}
 
-	evaluation_begin(&evaluation, NULL, !PG_ARGISNULL(1), PG_GETARG_DATUM(1));
+	evaluation_begin(&evaluation, NULL, false, !PG_ARGISNULL(1),
+					 PG_GETARG_DATUM(1));
 	status = expression_evaluate(site->expression, &evaluation.context, &result,
 								 &aborted);
 	if (status != ENGINE_OK)
@@ -276,7 +277,8 @@ absmartly_match_audience(PG_FUNCTION_ARGS)
 	if (site->expression == NULL)
 		PG_RETURN_NULL();
 
-	evaluation_begin(&evaluation, NULL, !PG_ARGISNULL(1), PG_GETARG_DATUM(1));
+	evaluation_begin(&evaluation, NULL, false, !PG_ARGISNULL(1),
+					 PG_GETARG_DATUM(1));
 	status = expression_evaluate(site->expression, &evaluation.context, &result,
 								 &aborted);
 	if (status != ENGINE_OK)

@@ -184,7 +184,7 @@ evaluation_check_object(Datum attributes, const char *what)
 
 void
 evaluation_begin(Evaluation *evaluation, const DataVersion *version,
-				 bool has_attributes, Datum attributes)
+				 bool system, bool has_attributes, Datum attributes)
 {
 	EvalContext *context = &evaluation->context;
 
@@ -195,7 +195,7 @@ evaluation_begin(Evaluation *evaluation, const DataVersion *version,
 			&context->variables);
 	context->system = evaluation->system;
 	context->nsystem = 0;
-	if (settings_include_system_attributes && version != NULL)
+	if (system && version != NULL)
 		add_system_attributes(evaluation, &version->target);
 	context->matches = match_cache();
 	context->stack_ok = stack_is_ok;

@@ -105,12 +105,13 @@ typedef struct Evaluation
 /*
  * Attributes are jsonb, toasted or not, or none (has_attributes is false).
  * evaluation_check_object() raises 22023 if they are no object, and calls them
- * what in its message.  evaluation_begin() reads them; without a version there
- * are no attributes of the system.
+ * what in its message.  evaluation_begin() reads them; system says whether
+ * there are attributes of the system, too, which needs a version.
  */
 extern void evaluation_check_object(Datum attributes, const char *what);
 extern void evaluation_begin(Evaluation *evaluation, const DataVersion *version,
-							 bool has_attributes, Datum attributes);
+							 bool system, bool has_attributes,
+							 Datum attributes);
 
 /* Raises what a status other than ENGINE_OK means. */
 pg_noreturn extern void evaluation_raise(EngineStatus status);

@@ -558,7 +558,8 @@ absmartly_explain(PG_FUNCTION_ARGS)
 		unit_type =
 			snapshot_text(subject.snapshot, subject.experiment->unit_type);
 	units_find(PG_GETARG_JSONB_P(0), unit_type, &subject.unit);
-	evaluation_begin(&subject.evaluation, subject.version, !PG_ARGISNULL(2),
+	evaluation_begin(&subject.evaluation, subject.version,
+					 settings_include_system_attributes, !PG_ARGISNULL(2),
 					 PG_GETARG_DATUM(2));
 	subject.override = evaluation_override(subject.name);
 

@@ -682,3 +682,19 @@ jsonb_from_value(const Value *value)
 		result = convert_texts(result, text_from_utf8);
 	return result;
 }
+
+void
+jsonb_push_value(JsonbParseState **state, JsonbIteratorToken token,
+				 const Jsonb *value)
+{
+	JsonbContainer *root = unconstify(JsonbContainer *, &value->root);
+	JsonbValue pushed;
+
+	if (!JsonbExtractScalar(root, &pushed))
+	{
+		pushed.type = jbvBinary;
+		pushed.val.binary.data = root;
+		pushed.val.binary.len = (int) (VARSIZE(value) - VARHDRSZ);
+	}
+	pushJsonbValue(state, token, &pushed);
+}

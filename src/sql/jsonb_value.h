@@ -70,6 +70,10 @@ extern Jsonb *jsonb_from_value(const Value *value);
  */
 extern const Jsonb *jsonb_to_utf8(const Jsonb *jsonb);
 
+/* Pushes a value of any kind, of the database's encoding. */
+extern void jsonb_push_value(JsonbParseState **state, JsonbIteratorToken token,
+							 const Jsonb *value);
+
 /* How a number is written as the value of a unit (DESIGN 3.1). */
 typedef enum NumberText
 {

@@ -20,9 +20,6 @@
 #include "sql/row_json.h"
 #include "sql/text.h"
 
-/* so many attributes can the system have */
-#define MAX_SYSTEM_ATTRIBUTES 5
-
 #define US_PER_MS INT64CONST(1000)
 #define EPOCH_MS \
 	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000)
@@ -160,8 +157,8 @@ add_system_attribute(EventAttribute *attributes, uint32 *count,
  * Protocol 8, "Attributes".  The application's version is a number where it
  * looks like one, and counts if it is above 0.
  */
-static uint32
-add_system_attributes(EventAttribute *attributes)
+uint32
+recording_system_attributes(EventAttribute *attributes)
 {
 	const EventOrigin *origin = record_current_origin();
 	const char *version = origin->application_version;
@@ -256,7 +253,7 @@ const EventAttribute *
 recording_attributes(Datum attributes, uint32 *count)
 {
 	uint32 nsystem =
-		settings_include_system_attributes ? MAX_SYSTEM_ATTRIBUTES : 0;
+		settings_include_system_attributes ? RECORDING_SYSTEM_ATTRIBUTES : 0;
 	const Jsonb *object = NULL;
 	uint32 nmembers = 0;
 	EventAttribute *result;
@@ -278,7 +275,7 @@ recording_attributes(Datum attributes, uint32 *count)
 
 	result = palloc((nsystem + nmembers) * sizeof(EventAttribute));
 	if (nsystem > 0)
-		nsystem = add_system_attributes(result);
+		nsystem = recording_system_attributes(result);
 	if (nmembers > 0)
 		add_members(result + nsystem, nmembers, object);
 	*count = nsystem + nmembers;

@@ -25,6 +25,13 @@
 extern const EventAttribute *recording_attributes(Datum attributes,
 												  uint32 *count);
 
+/*
+ * The attributes of the system, at most so many; gives their number.  Values
+ * are in memory of the current context.
+ */
+#define RECORDING_SYSTEM_ATTRIBUTES 5
+extern uint32 recording_system_attributes(EventAttribute *attributes);
+
 /* A jsonb value as JSON text in UTF-8. */
 extern EngineText recording_json(Datum value);
 

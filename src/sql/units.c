@@ -370,6 +370,15 @@ units_from_bigint(int64 number, char buffer[UNITS_BIGINT_LENGTH + 1],
 }
 
 void
+units_from_number(Numeric number, UnitValue *value)
+{
+	if (unlikely(jsonb_number_is_too_long(number)))
+		report_too_long(NULL, 0);
+	value->given = true;
+	value->number = number;
+}
+
+void
 units_from_uuid(const pg_uuid_t *uuid, char buffer[UUID_TEXT_LENGTH],
 				UnitValue *value)
 {
@@ -439,6 +448,16 @@ unit_list_digest_all(UnitList *list)
 		unit_list_digest(list, index);
 }
 
+void
+unit_value_hash(const UnitValue *value, UnitHash *hash,
+				uint8 digest[ENCODING_UNIT_BYTES])
+{
+	char digits[ENGINE_MAX_UID];
+	EngineText text = value_text(value, digits);
+
+	unit_hash_and_digest(text.data, text.length, hash, digest);
+}
+
 bool
 unit_from_value(void *context, const SnapExperiment *experiment, UnitHash *hash)
 {
@@ -477,11 +496,8 @@ unit_from_list(void *context, const SnapExperiment *experiment, UnitHash *hash)
 	listed = &list->listed[list->own];
 	if (!listed->hashed)
 	{
-		char digits[ENGINE_MAX_UID];
-		EngineText text = value_text(&listed->value, digits);
-
-		unit_hash_and_digest(text.data, text.length, &listed->hash,
-							 list->units[list->own].hash);
+		unit_value_hash(&listed->value, &listed->hash,
+						list->units[list->own].hash);
 		listed->digested = true;
 		listed->hashed = true;
 	}

@@ -100,8 +100,9 @@ extern void unit_list_digest(UnitList *list, uint32 index);
 extern void unit_list_digest_all(UnitList *list);
 
 /*
- * A value that is the unit by itself: a text, which may raise 22023, a number
- * by its decimal text, a uuid by its canonical one.  The buffer holds the text.
+ * A value that is the unit by itself: a text or a numeric, which may raise
+ * 22023, an integer by its decimal text, a uuid by its canonical one.  The
+ * buffer holds the text.
  */
 #define UNITS_BIGINT_LENGTH 20
 
@@ -109,8 +110,13 @@ extern void units_from_text(const char *data, size_t length, UnitValue *value);
 extern void units_from_bigint(int64 number,
 							  char buffer[UNITS_BIGINT_LENGTH + 1],
 							  UnitValue *value);
+extern void units_from_number(Numeric number, UnitValue *value);
 extern void units_from_uuid(const pg_uuid_t *uuid,
 							char buffer[UUID_TEXT_LENGTH], UnitValue *value);
+
+/* The hash of a value that is given, and the bytes that it is the text of. */
+extern void unit_value_hash(const UnitValue *value, UnitHash *hash,
+							uint8 digest[ENCODING_UNIT_BYTES]);
 
 /*
  * For assign() (AssignUnitSource): context is the UnitValue of the

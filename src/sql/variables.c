@@ -18,6 +18,7 @@
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
 #include "sql/units.h"
+#include "sql/variables.h"
 
 /* columns of absmartly_experiments_get() */
 #define EXPERIMENTS_COLUMNS 14
@@ -58,8 +59,9 @@ assign_call(VariableCall *call, const DataVersion *version,
 
 	if (!call->begun && evaluation_needed(experiment))
 	{
-		evaluation_begin(&call->evaluation, version, call->has_attributes,
-						 call->attributes);
+		evaluation_begin(&call->evaluation, version,
+						 settings_include_system_attributes,
+						 call->has_attributes, call->attributes);
 		call->begun = true;
 	}
 	request.snapshot = snapshot;
@@ -152,6 +154,36 @@ warn_unfit(const text *key, Oid type)
 					 "is.")));
 }
 
+Datum
+variable_result(FunctionCallInfo fcinfo, Target *target, const text *key,
+				const Jsonb *value, int argument)
+{
+	Datum result;
+	bool is_null;
+
+	if (value != NULL)
+	{
+		if (unlikely(!OidIsValid(target->type)))
+		{
+			Oid type = get_fn_expr_argtype(fcinfo->flinfo, argument);
+
+			if (!OidIsValid(type))
+				elog(ERROR, "could not determine the type of the default");
+			target_init(target, type, fcinfo->flinfo->fn_mcxt);
+		}
+		if (target_convert(target, value, &result, &is_null))
+		{
+			if (is_null)
+				PG_RETURN_NULL();
+			return result;
+		}
+		warn_unfit(key, target->type);
+	}
+	if (PG_ARGISNULL(argument))
+		PG_RETURN_NULL();
+	return PG_GETARG_DATUM(argument);
+}
+
 /*
  * The arguments of both functions begin with (units jsonb, key text,
  * default_value, attributes jsonb).  The caller has checked attributes; with
@@ -168,8 +200,6 @@ variable_value(FunctionCallInfo fcinfo, ExposureCall *exposure, UnitList *list)
 	JsonbBuffer buffer;
 	const text *key;
 	VariableCall call;
-	Datum result;
-	bool is_null;
 
 	units = jsonb_argument(PG_GETARG_DATUM(0), &buffer);
 	key = PG_GETARG_TEXT_PP(1);
@@ -195,28 +225,7 @@ variable_value(FunctionCallInfo fcinfo, ExposureCall *exposure, UnitList *list)
 	}
 	if (variable != NULL)
 		value = find_value(&call, version, variable);
-
-	if (value != NULL)
-	{
-		if (unlikely(!OidIsValid(site->target.type)))
-		{
-			Oid type = get_fn_expr_argtype(fcinfo->flinfo, 2);
-
-			if (!OidIsValid(type))
-				elog(ERROR, "could not determine the type of the default");
-			target_init(&site->target, type, fcinfo->flinfo->fn_mcxt);
-		}
-		if (target_convert(&site->target, value, &result, &is_null))
-		{
-			if (is_null)
-				PG_RETURN_NULL();
-			return result;
-		}
-		warn_unfit(key, site->target.type);
-	}
-	if (PG_ARGISNULL(2))
-		PG_RETURN_NULL();
-	return PG_GETARG_DATUM(2);
+	return variable_result(fcinfo, &site->target, key, value, 2);
 }
 
 PG_FUNCTION_INFO_V1(absmartly_peek_variable_value);
@@ -273,19 +282,9 @@ push_text(JsonbParseState **state, JsonbIteratorToken token, const text *string)
 	pushJsonbValue(state, token, &value);
 }
 
-PG_FUNCTION_INFO_V1(absmartly_variable_keys);
-
-/*
- * absmartly_variable_keys() -> jsonb
- *
- * Each variable with the names of the experiments that have it, lowest id
- * first.
- */
-Datum
-absmartly_variable_keys(PG_FUNCTION_ARGS)
+Jsonb *
+variable_keys(const SnapImage *snapshot)
 {
-	const DataVersion *version = evaluation_data();
-	const SnapImage *snapshot = version ? data_version_snapshot(version) : NULL;
 	JsonbParseState *state = NULL;
 	JsonbValue *root;
 	uint32 index;
@@ -312,7 +311,24 @@ absmartly_variable_keys(PG_FUNCTION_ARGS)
 		pushJsonbValue(&state, WJB_END_ARRAY, NULL);
 	}
 	root = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	PG_RETURN_JSONB_P(JsonbValueToJsonb(root));
+	return JsonbValueToJsonb(root);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_variable_keys);
+
+/*
+ * absmartly_variable_keys() -> jsonb
+ *
+ * Each variable with the names of the experiments that have it, lowest id
+ * first.
+ */
+Datum
+absmartly_variable_keys(PG_FUNCTION_ARGS)
+{
+	const DataVersion *version = evaluation_data();
+
+	PG_RETURN_JSONB_P(
+		variable_keys(version ? data_version_snapshot(version) : NULL));
 }
 
 /*
@@ -386,6 +402,12 @@ find_field(FunctionCallInfo fcinfo, const DataVersion *version)
 	return snapshot_find_field(snapshot, experiment, name.data, name.length);
 }
 
+static Datum
+stored_copy(const SnapImage *snapshot, SnapStored stored)
+{
+	return datumCopy(evaluation_stored(snapshot, stored), false, -1);
+}
+
 PG_FUNCTION_INFO_V1(absmartly_custom_field_value);
 
 /*
@@ -402,9 +424,7 @@ absmartly_custom_field_value(PG_FUNCTION_ARGS)
 
 	if (field == NULL || field->state != SNAP_FIELD_VALUE)
 		PG_RETURN_NULL();
-	PG_RETURN_DATUM(datumCopy(
-		evaluation_stored(data_version_snapshot(version), field->value), false,
-		-1));
+	PG_RETURN_DATUM(stored_copy(data_version_snapshot(version), field->value));
 }
 
 PG_FUNCTION_INFO_V1(absmartly_custom_field_value_type);
@@ -423,9 +443,8 @@ absmartly_custom_field_value_type(PG_FUNCTION_ARGS)
 
 	if (field == NULL || field->type_text.offset == 0)
 		PG_RETURN_NULL();
-	PG_RETURN_DATUM(datumCopy(
-		evaluation_stored(data_version_snapshot(version), field->type_text),
-		false, -1));
+	PG_RETURN_DATUM(
+		stored_copy(data_version_snapshot(version), field->type_text));
 }
 
 /*
