@@ -994,3 +994,364 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION absmartly_stat_reset() IS
 'sets the counters of absmartly_stat to zero for this database';
 REVOKE ALL ON FUNCTION absmartly_stat_reset() FROM PUBLIC;
+
+--
+-- The session's context
+--
+
+-- State of the session, which only its own process has: PARALLEL RESTRICTED.
+-- What it gives depends on what was called before, and assigning writes to it:
+-- VOLATILE.
+
+CREATE FUNCTION absmartly_context_create(
+	units jsonb DEFAULT '{}',
+	attributes jsonb DEFAULT NULL,
+	data json DEFAULT NULL,
+	options jsonb DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_create'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_create(jsonb, jsonb, json, jsonb) IS
+'makes this session''s context, with units, attributes, data to use instead of the database''s, and options; closes the one before it';
+
+CREATE FUNCTION absmartly_context_id()
+RETURNS text
+AS 'MODULE_PATHNAME', 'absmartly_context_id'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_id() IS
+'id by which the event logger knows this session''s context';
+
+CREATE FUNCTION absmartly_context_is_ready()
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'absmartly_context_is_ready'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_is_ready() IS
+'whether the context has its data, or has failed';
+
+CREATE FUNCTION absmartly_context_is_failed()
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'absmartly_context_is_failed'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_is_failed() IS
+'whether the data of the context could not be loaded';
+
+CREATE FUNCTION absmartly_context_is_finalizing()
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'absmartly_context_is_finalizing'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_is_finalizing() IS
+'whether the context is being finalized';
+
+CREATE FUNCTION absmartly_context_is_finalized()
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'absmartly_context_is_finalized'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_is_finalized() IS
+'whether the context is finalized';
+
+CREATE FUNCTION absmartly_context_ready_error()
+RETURNS text
+AS 'MODULE_PATHNAME', 'absmartly_context_ready_error'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_ready_error() IS
+'why the data of the context could not be loaded; NULL if it was, or is still to be';
+
+CREATE FUNCTION absmartly_context_wait_until_ready(timeout interval DEFAULT '10 s')
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'absmartly_context_wait_until_ready'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_wait_until_ready(interval) IS
+'waits until the context is ready, or failed; whether it is';
+
+CREATE FUNCTION absmartly_context_set_unit(unit_type text, uid anyelement)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_set_unit'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_set_unit(text, anyelement) IS
+'sets a unit of the context; a unit that is set can''t become another one';
+
+CREATE FUNCTION absmartly_context_set_unit(unit_type text, uid text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_set_unit'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_set_unit(text, text) IS
+'sets a unit of the context; a unit that is set can''t become another one';
+
+CREATE FUNCTION absmartly_context_set_units(units jsonb)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_set_units'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_set_units(jsonb) IS
+'sets units of the context, from an object';
+
+CREATE FUNCTION absmartly_context_get_unit(unit_type text)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'absmartly_context_get_unit'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_get_unit(text) IS
+'a unit of the context, as it was set; NULL if it is not';
+
+CREATE FUNCTION absmartly_context_units()
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'absmartly_context_units'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_units() IS
+'the units of the context, an object';
+
+CREATE FUNCTION absmartly_context_set_attribute(name text, value anyelement)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_set_attribute'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_set_attribute(text, anyelement) IS
+'sets an attribute of the context';
+
+CREATE FUNCTION absmartly_context_set_attribute(name text, value text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_set_attribute'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_set_attribute(text, text) IS
+'sets an attribute of the context';
+
+CREATE FUNCTION absmartly_context_set_attributes(attributes jsonb)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_set_attributes'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_set_attributes(jsonb) IS
+'sets attributes of the context, from an object';
+
+CREATE FUNCTION absmartly_context_get_attribute(name text)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'absmartly_context_get_attribute'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_get_attribute(text) IS
+'the last value of an attribute of the context; NULL if it is not set';
+
+CREATE FUNCTION absmartly_context_attributes()
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'absmartly_context_attributes'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_attributes() IS
+'the attributes of the context with their last values, an object';
+
+CREATE FUNCTION absmartly_context_set_override(experiment text, variant int)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_set_override'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_set_override(text, int) IS
+'forces a variant of an experiment in the context';
+
+CREATE FUNCTION absmartly_context_set_overrides(overrides jsonb)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_set_overrides'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_set_overrides(jsonb) IS
+'forces variants in the context, from an object experiment -> variant';
+
+CREATE FUNCTION absmartly_context_get_override(experiment text)
+RETURNS int
+AS 'MODULE_PATHNAME', 'absmartly_context_get_override'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_get_override(text) IS
+'the variant that is forced in the context; NULL if none is';
+
+CREATE FUNCTION absmartly_context_set_custom_assignment(
+	experiment text,
+	variant int)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_set_custom_assignment'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_set_custom_assignment(text, int) IS
+'sets the variant that the context gives to units that take part in an experiment';
+
+CREATE FUNCTION absmartly_context_set_custom_assignments(assignments jsonb)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_set_custom_assignments'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_set_custom_assignments(jsonb) IS
+'sets custom assignments of the context, from an object experiment -> variant';
+
+CREATE FUNCTION absmartly_context_get_custom_assignment(experiment text)
+RETURNS int
+AS 'MODULE_PATHNAME', 'absmartly_context_get_custom_assignment'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_get_custom_assignment(text) IS
+'the custom assignment of an experiment in the context; NULL if there is none';
+
+CREATE FUNCTION absmartly_context_treatment(experiment text)
+RETURNS int
+AS 'MODULE_PATHNAME', 'absmartly_context_treatment'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_treatment(text) IS
+'assigns a variant in the context and queues the exposure, once for each assignment';
+
+CREATE FUNCTION absmartly_context_peek_treatment(experiment text)
+RETURNS int
+AS 'MODULE_PATHNAME', 'absmartly_context_peek_treatment'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_peek_treatment(text) IS
+'assigns a variant in the context without exposing it';
+
+CREATE FUNCTION absmartly_context_variable_value(
+	key text,
+	default_value anyelement)
+RETURNS anyelement
+AS 'MODULE_PATHNAME', 'absmartly_context_variable_value'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_variable_value(text, anyelement) IS
+'the value of a variable in the context, or the default; exposes the experiments that it consults';
+
+CREATE FUNCTION absmartly_context_variable_value(key text, default_value text)
+RETURNS text
+AS 'MODULE_PATHNAME', 'absmartly_context_variable_value'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_variable_value(text, text) IS
+'the value of a variable in the context, or the default; exposes the experiments that it consults';
+
+CREATE FUNCTION absmartly_context_peek_variable_value(
+	key text,
+	default_value anyelement)
+RETURNS anyelement
+AS 'MODULE_PATHNAME', 'absmartly_context_peek_variable_value'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_peek_variable_value(text, anyelement) IS
+'the value of a variable in the context, or the default, without exposing';
+
+CREATE FUNCTION absmartly_context_peek_variable_value(
+	key text,
+	default_value text)
+RETURNS text
+AS 'MODULE_PATHNAME', 'absmartly_context_peek_variable_value'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_peek_variable_value(text, text) IS
+'the value of a variable in the context, or the default, without exposing';
+
+CREATE FUNCTION absmartly_context_variable_keys()
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'absmartly_context_variable_keys'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_variable_keys() IS
+'the variables in the data of the context: key -> names of experiments, lowest id first';
+
+CREATE FUNCTION absmartly_context_custom_field_value(experiment text, name text)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'absmartly_context_custom_field_value'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_custom_field_value(text, text) IS
+'the value of a custom field in the data of the context';
+
+CREATE FUNCTION absmartly_context_custom_field_value_type(
+	experiment text,
+	name text)
+RETURNS text
+AS 'MODULE_PATHNAME', 'absmartly_context_custom_field_value_type'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_custom_field_value_type(text, text) IS
+'the type of a custom field in the data of the context';
+
+CREATE FUNCTION absmartly_context_custom_field_keys()
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'absmartly_context_custom_field_keys'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_custom_field_keys() IS
+'the names of custom fields in the data of the context, an array';
+
+CREATE FUNCTION absmartly_context_track(
+	goal text,
+	properties jsonb DEFAULT NULL,
+	achieved_at timestamptz DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_track'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_track(text, jsonb, timestamptz) IS
+'queues a goal of the context''s units';
+
+CREATE FUNCTION absmartly_context_pending()
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'absmartly_context_pending'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_pending() IS
+'events of the context that are not delivered, those of this transaction included';
+
+CREATE FUNCTION absmartly_context_refresh(timeout interval DEFAULT '10 s')
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_refresh'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_refresh(interval) IS
+'has the experiments fetched, and takes them over into the context';
+
+CREATE FUNCTION absmartly_context_publish(timeout interval DEFAULT '10 s')
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_publish'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_publish(interval) IS
+'delivers what the context has recorded and this session has committed, and waits for it';
+
+CREATE FUNCTION absmartly_context_finalize(timeout interval DEFAULT '10 s')
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_finalize'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_finalize(interval) IS
+'publishes and seals the context';
+
+CREATE FUNCTION absmartly_context_close(timeout interval DEFAULT '10 s')
+RETURNS void
+AS 'MODULE_PATHNAME', 'absmartly_context_finalize'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_close(interval) IS
+'publishes and seals the context, like absmartly_context_finalize';
+
+CREATE FUNCTION absmartly_context_experiments()
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'absmartly_context_experiments'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_experiments() IS
+'the names of the experiments in the data of the context, an array';
+
+CREATE FUNCTION absmartly_context_data()
+RETURNS json
+AS 'MODULE_PATHNAME', 'absmartly_context_data'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION absmartly_context_data() IS
+'the data of the context, as it was received';

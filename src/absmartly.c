@@ -7,10 +7,11 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
+#include "context/context.h"
 #include "data/shared.h"
 #include "data/version.h"
-#include "events/buffer.h"
 #include "settings.h"
+#include "transaction.h"
 #include "worker/ddl.h"
 #include "worker/launcher.h"
 
@@ -28,7 +29,8 @@ _PG_init(void)
 {
 	settings_define();
 	version_install();
-	buffer_install();
+	transaction_install();
+	context_install();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

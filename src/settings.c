@@ -48,6 +48,7 @@ char *settings_proxy = NULL;
 char *settings_event_logger = NULL;
 char *settings_databases = NULL;
 int settings_on_not_ready = ON_NOT_READY_ERROR;
+int settings_context_scope = CONTEXT_SCOPE_SESSION;
 bool settings_include_system_attributes = false;
 bool settings_have_overrides_flag = false;
 
@@ -86,6 +87,11 @@ static const struct config_enum_entry durability_options[] = {
 static const struct config_enum_entry trigger_errors_options[] = {
 	{"error", TRIGGER_ERRORS_ERROR, false},
 	{"warning", TRIGGER_ERRORS_WARNING, false},
+	{NULL, 0, false}};
+
+static const struct config_enum_entry context_scope_options[] = {
+	{"session", CONTEXT_SCOPE_SESSION, false},
+	{"transaction", CONTEXT_SCOPE_TRANSACTION, false},
 	{NULL, 0, false}};
 
 /*
@@ -586,6 +592,11 @@ settings_define(void)
 				"What an assignment does before any data was loaded.",
 				&settings_on_not_ready, ON_NOT_READY_ERROR,
 				on_not_ready_options);
+	define_enum("absmartly.context_scope",
+				"How long a session context lasts that does not say: as long "
+				"as the session, or the transaction.",
+				&settings_context_scope, CONTEXT_SCOPE_SESSION,
+				context_scope_options);
 	define_string("absmartly.overrides",
 				  "Variants to give instead of the assigned ones, as a JSON "
 				  "object.",

@@ -30,6 +30,12 @@ typedef enum TriggerErrors
 	TRIGGER_ERRORS_WARNING
 } TriggerErrors;
 
+typedef enum ContextScope
+{
+	CONTEXT_SCOPE_SESSION,
+	CONTEXT_SCOPE_TRANSACTION
+} ContextScope;
+
 /* acting in the worker */
 extern char *settings_endpoint;
 extern char *settings_api_key_file;
@@ -65,6 +71,7 @@ extern int settings_max_event_size; /* kB */
 extern bool settings_historic;
 extern int settings_trigger_errors;
 extern int settings_on_not_ready;
+extern int settings_context_scope;
 extern bool settings_include_system_attributes;
 
 /* characters that an API key may have */

@@ -30,6 +30,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "data/context_slot.h"
 #include "data/shared.h"
 #include "events/buffer.h"
 #include "events/dedup.h"
@@ -79,6 +80,7 @@ typedef struct Stream
 	Encoder encoder; /* of the open payload */
 	char place[PAYLOAD_BYTES]; /* for it */
 	bool open;
+	uint64 context; /* key of the context whose events it has; 0: of none */
 
 	EventPayload *finished; /* in memory, after those in the file */
 	int nfinished;
@@ -124,6 +126,7 @@ typedef struct SpillHeader
 	uint32 contexts;
 	uint32 exposures;
 	uint32 goals;
+	uint64 context;
 } SpillHeader;
 
 static Stream streams[STREAM_COUNT];
@@ -155,9 +158,17 @@ static int max_progress;
 /* what goes to the memory queue at commit */
 static EventPayload *to_queue;
 static int nto_queue;
-static uint64 contexts_written;
+static uint64 contexts_written; /* without those that have to wait */
 static uint64 exposures_written;
 static uint64 goals_written;
+
+/* what was written of the context that recorded last */
+static uint64 last_context;
+static uint64 context_events_written;
+static uint64 context_sequence_written;
+
+/* records of contexts are numbered, for the life of the session */
+static uint64 last_sequence = 0;
 
 int64
 buffer_time_ms(TimestampTz time)
@@ -169,9 +180,11 @@ buffer_time_ms(TimestampTz time)
  * The beginning and the end
  */
 
-static void
-forget(void)
+void
+buffer_forget(void)
 {
+	if (likely(!recording))
+		return;
 	for (int kind = 0; kind < STREAM_COUNT; kind++)
 	{
 		Stream *stream = &streams[kind];
@@ -208,6 +221,9 @@ forget(void)
 	contexts_written = 0;
 	exposures_written = 0;
 	goals_written = 0;
+	last_context = 0;
+	context_events_written = 0;
+	context_sequence_written = 0;
 }
 
 /* Bytes of exposures that the outbox takes before it is full. */
@@ -309,7 +325,7 @@ read_payload(BufFile *file)
 	payload.contexts = header.contexts;
 	payload.exposures = header.exposures;
 	payload.goals = header.goals;
-	payload.context = 0;
+	payload.context = header.context;
 	payload.sequence = 0;
 	payload.prepared = false;
 	return payload;
@@ -386,7 +402,8 @@ spill(StreamKind kind)
 	{
 		const EventPayload *payload = &stream->finished[i];
 		SpillHeader header = {payload->length, payload->contexts,
-							  payload->exposures, payload->goals};
+							  payload->exposures, payload->goals,
+							  payload->context};
 
 		/* who returns to the middle of this payload must find it */
 		for (int at = nmarks - 1; at >= 0; at--)
@@ -421,7 +438,8 @@ open_payload(const Stream *stream)
 							.length = at->length,
 							.contexts = at->contexts,
 							.exposures = at->exposures,
-							.goals = at->goals};
+							.goals = at->goals,
+							.context = stream->context};
 
 	return payload;
 }
@@ -459,12 +477,16 @@ finish_payload(StreamKind kind)
 		spill(kind);
 }
 
+/* An exposure, a goal, or the context alone. */
 static inline bool
 encode(Encoder *encoder, const EventContext *event_context,
 	   const EventExposure *exposure, const EventGoal *goal)
 {
-	return exposure ? encoder_add_exposure(encoder, event_context, exposure)
-					: encoder_add_goal(encoder, event_context, goal);
+	if (exposure != NULL)
+		return encoder_add_exposure(encoder, event_context, exposure);
+	if (goal != NULL)
+		return encoder_add_goal(encoder, event_context, goal);
+	return encoder_add_context(encoder, event_context);
 }
 
 /* An event that is larger than a usual payload gets one of its own. */
@@ -487,18 +509,28 @@ static size_t
 event_bound(const EventContext *event_context, const EventExposure *exposure,
 			const EventGoal *goal)
 {
-	return exposure ? encoder_exposure_bound(event_context, exposure)
-					: encoder_goal_bound(event_context, goal);
+	if (exposure != NULL)
+		return encoder_exposure_bound(event_context, exposure);
+	if (goal != NULL)
+		return encoder_goal_bound(event_context, goal);
+	return encoder_context_bound(event_context);
 }
 
+/* key is that of the context whose event it is; 0: of none. */
 static void
-stream_add(StreamKind kind, const EventContext *event_context,
+stream_add(StreamKind kind, uint64 key, const EventContext *event_context,
 		   const EventExposure *exposure, const EventGoal *goal)
 {
 	Stream *stream = &streams[kind];
 
 	if (unlikely(stream->cut))
 		restore_cut(stream);
+	if (unlikely(stream->context != key))
+	{
+		if (stream->open)
+			finish_payload(kind);
+		stream->context = key;
+	}
 	if (stream->open)
 	{
 		EncoderMark before = stream->encoder.at;
@@ -636,9 +668,8 @@ forget_exposed(uint32 keep)
 	}
 }
 
-static void
-buffer_subtransaction_end(SubXactEvent event, SubTransactionId id,
-						  SubTransactionId parent, void *argument)
+void
+buffer_subtransaction_end(SubXactEvent event)
 {
 	int level;
 	Mark *mark;
@@ -710,8 +741,9 @@ memory_is_full(void)
 	return state == NULL || streams[STREAM_MEMORY].bytes >= queue_capacity();
 }
 
-void
-buffer_exposure(const EventContext *event_context,
+/* False if it was dropped. */
+static inline bool
+record_exposure(uint64 key, const EventContext *event_context,
 				const EventExposure *exposure)
 {
 	StreamKind kind;
@@ -726,14 +758,16 @@ buffer_exposure(const EventContext *event_context,
 	{
 		exposures_dropped = true;
 		shared_count(COUNTER_EXPOSURES_DROPPED, 1);
-		return;
+		return false;
 	}
 	mark_level();
-	stream_add(kind, event_context, exposure, NULL);
+	stream_add(kind, key, event_context, exposure, NULL);
+	return true;
 }
 
-void
-buffer_goal(const EventContext *event_context, const EventGoal *goal)
+static inline bool
+record_goal(uint64 key, const EventContext *event_context,
+			const EventGoal *goal)
 {
 	StreamKind kind;
 
@@ -746,11 +780,99 @@ buffer_goal(const EventContext *event_context, const EventGoal *goal)
 	{
 		goals_dropped = true;
 		shared_count(COUNTER_GOALS_DROPPED, 1);
-		return;
+		return false;
 	}
 	mark_level();
 	goals_recorded = true;
-	stream_add(kind, event_context, NULL, goal);
+	stream_add(kind, key, event_context, NULL, goal);
+	return true;
+}
+
+void
+buffer_exposure(const EventContext *event_context,
+				const EventExposure *exposure)
+{
+	(void) record_exposure(0, event_context, exposure);
+}
+
+void
+buffer_goal(const EventContext *event_context, const EventGoal *goal)
+{
+	(void) record_goal(0, event_context, goal);
+}
+
+/* What was written so far is another context's. */
+static void
+turn_to_context(uint64 key)
+{
+	if (likely(last_context == key))
+		return;
+	last_context = key;
+	context_events_written = 0;
+	context_sequence_written = 0;
+}
+
+bool
+buffer_context_exposure(uint64 key, const EventContext *event_context,
+						const EventExposure *exposure)
+{
+	turn_to_context(key);
+	return record_exposure(key, event_context, exposure);
+}
+
+bool
+buffer_context_goal(uint64 key, const EventContext *event_context,
+					const EventGoal *goal)
+{
+	turn_to_context(key);
+	return record_goal(key, event_context, goal);
+}
+
+void
+buffer_prepare(void)
+{
+	if (!recording)
+		start_recording();
+}
+
+bool
+buffer_is_recording(void)
+{
+	return recording;
+}
+
+void
+buffer_context_header(uint64 key, const EventContext *event_context)
+{
+	turn_to_context(key);
+	mark_level();
+	stream_add(stream_for(true), key, event_context, NULL, NULL);
+}
+
+bool
+buffer_leave_context(uint64 key, const EventContext *event_context)
+{
+	uint32 capacity = (uint32) encoder_context_bound(event_context) + 64;
+	Encoder *encoder = palloc(sizeof(Encoder));
+	char *data = palloc(capacity);
+	DatabaseState *database = shared_my_database();
+	bool first = false;
+	bool left = false;
+
+	encoder_begin(encoder, data, capacity);
+	if (database != NULL && encoder_add_context(encoder, event_context))
+	{
+		EventPayload payload = {.data = data,
+								.length = encoder->at.length,
+								.contexts = encoder->at.contexts,
+								.context = key,
+								.sequence = ++last_sequence};
+
+		left = queue_put(database, record_current_origin(), &payload, &first);
+	}
+	pfree(data);
+	pfree(encoder);
+	return left;
 }
 
 void
@@ -892,17 +1014,46 @@ stream_is_empty(const Stream *stream)
 	return finished_count(stream) == 0 && !has_open_events(stream);
 }
 
+/* Numbers the records of contexts, in the order in which they are written. */
 static void
-write_payload(OutboxWriter *writer, const EventPayload *payload)
+number_payload(EventPayload *payload, bool prepare)
 {
-	outbox_write(writer, payload);
-	contexts_written += payload->contexts;
+	if (likely(payload->context == 0))
+		return;
+	payload->sequence = ++last_sequence;
+	payload->prepared = prepare;
+}
+
+/* A payload is where the worker finds it, or will when this has committed. */
+static void
+count_written(const EventPayload *payload)
+{
 	exposures_written += payload->exposures;
 	goals_written += payload->goals;
+	if (unlikely(payload->context != 0))
+	{
+		if (payload->context == last_context)
+		{
+			context_events_written += payload->exposures + payload->goals;
+			context_sequence_written = payload->sequence;
+		}
+		if (context_slot_holds(payload->context, payload->sequence,
+							   GetCurrentTimestamp()))
+			return;
+	}
+	contexts_written += payload->contexts;
 }
 
 static void
-write_stream(OutboxWriter *writer, Stream *stream)
+write_payload(OutboxWriter *writer, EventPayload *payload, bool prepare)
+{
+	number_payload(payload, prepare);
+	outbox_write(writer, payload);
+	count_written(payload);
+}
+
+static void
+write_stream(OutboxWriter *writer, Stream *stream, bool prepare)
 {
 	if (stream->cut)
 		restore_cut(stream);
@@ -916,17 +1067,17 @@ write_stream(OutboxWriter *writer, Stream *stream)
 			EventPayload payload = read_payload(stream->file);
 
 			CHECK_FOR_INTERRUPTS();
-			write_payload(writer, &payload);
+			write_payload(writer, &payload, prepare);
 			pfree(unconstify(char *, payload.data));
 		}
 	}
 	for (int i = 0; i < stream->nfinished; i++)
-		write_payload(writer, &stream->finished[i]);
+		write_payload(writer, &stream->finished[i], prepare);
 	if (has_open_events(stream))
 	{
 		EventPayload payload = open_payload(stream);
 
-		write_payload(writer, &payload);
+		write_payload(writer, &payload, prepare);
 	}
 }
 
@@ -938,6 +1089,7 @@ static void
 list_for_queue(Stream *stream)
 {
 	Size bytes = 0;
+	int before = nto_queue;
 	int most;
 
 	if (stream->cut)
@@ -966,6 +1118,8 @@ list_for_queue(Stream *stream)
 		to_queue[nto_queue++] = stream->finished[i];
 	if (has_open_events(stream))
 		to_queue[nto_queue++] = open_payload(stream);
+	for (int i = before; i < nto_queue; i++)
+		number_payload(&to_queue[i], false);
 }
 
 /*
@@ -986,19 +1140,18 @@ can_leave_to_worker(const Stream *outbox)
 		   queue_has_room(PAYLOAD_BYTES);
 }
 
-/*
- * The transaction is going to commit, or to be prepared: writes what goes to
- * the outbox.
- */
-static void
-flush(bool prepare)
+void
+buffer_flush(bool prepare)
 {
-	MemoryContext previous = MemoryContextSwitchTo(context);
+	MemoryContext previous;
 	ResourceOwner owner = CurrentResourceOwner;
 	Stream *outbox = &streams[STREAM_OUTBOX];
 	Stream *memory = &streams[STREAM_MEMORY];
 	bool writable = !XactReadOnly && !RecoveryInProgress();
 
+	if (likely(!recording))
+		return;
+	previous = MemoryContextSwitchTo(context);
 	/* in a procedure the present one is its portal's */
 	CurrentResourceOwner = TopTransactionResourceOwner;
 
@@ -1013,9 +1166,9 @@ flush(bool prepare)
 		writer = outbox_write_begin();
 		if (writer != NULL)
 		{
-			write_stream(writer, outbox);
+			write_stream(writer, outbox, prepare);
 			if (prepare)
-				write_stream(writer, memory);
+				write_stream(writer, memory, true);
 			for (int i = 0; i < nprogress; i++)
 				outbox_write_progress(writer, progress[i].name,
 									  progress[i].position, progress[i].rows);
@@ -1081,10 +1234,11 @@ announce_drops(void)
 	}
 }
 
-/* The transaction has committed.  Allocates nothing, raises nothing. */
-static void
-hand_over(void)
+void
+buffer_hand_over(void)
 {
+	if (likely(!recording))
+		return;
 	if (state != NULL)
 	{
 		const EventOrigin *origin =
@@ -1097,9 +1251,7 @@ hand_over(void)
 
 			if (queue_put(state, origin, payload, &first))
 			{
-				contexts_written += payload->contexts;
-				exposures_written += payload->exposures;
-				goals_written += payload->goals;
+				count_written(payload);
 				continue;
 			}
 			shared_count(COUNTER_EXPOSURES_DROPPED, payload->exposures);
@@ -1120,35 +1272,11 @@ hand_over(void)
 	publish_marks();
 }
 
-static void
-buffer_transaction_end(XactEvent event, void *argument)
+uint64
+buffer_context_committed(uint64 key, uint64 *sequence)
 {
-	if (likely(!recording))
-		return;
-	switch (event)
-	{
-		case XACT_EVENT_PRE_COMMIT:
-			flush(false);
-			break;
-		case XACT_EVENT_PRE_PREPARE:
-			flush(true);
-			break;
-		case XACT_EVENT_COMMIT:
-			hand_over();
-			forget();
-			break;
-		case XACT_EVENT_PREPARE:
-		case XACT_EVENT_ABORT:
-			forget();
-			break;
-		default:
-			break;
-	}
-}
+	bool mine = recording && last_context == key;
 
-void
-buffer_install(void)
-{
-	RegisterXactCallback(buffer_transaction_end, NULL);
-	RegisterSubXactCallback(buffer_subtransaction_end, NULL);
+	*sequence = mine ? context_sequence_written : 0;
+	return mine ? context_events_written : 0;
 }

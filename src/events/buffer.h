@@ -12,12 +12,10 @@
 
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "datatype/timestamp.h"
 
 #include "events/encoding.h"
-
-/* Registers the transaction callbacks; in _PG_init only. */
-extern void buffer_install(void);
 
 /*
  * Records an event of the present subtransaction.  All that can fail does so
@@ -43,6 +41,23 @@ extern void buffer_goal(const EventContext *context, const EventGoal *goal);
 extern bool buffer_exposed(uint64 key, TimestampTz now);
 extern void buffer_mark_exposed(uint64 key);
 
+/*
+ * The same for the events of a session context, by its key: false if it was
+ * dropped.  buffer_context_header() records its units and attributes alone,
+ * which buffer_prepare() lets fail before; buffer_leave_context() puts them in
+ * the memory queue at once, without the transaction, if there is room.
+ */
+extern bool buffer_context_exposure(uint64 key, const EventContext *context,
+									const EventExposure *exposure);
+extern bool buffer_context_goal(uint64 key, const EventContext *context,
+								const EventGoal *goal);
+extern void buffer_prepare(void);
+extern void buffer_context_header(uint64 key, const EventContext *context);
+extern bool buffer_leave_context(uint64 key, const EventContext *context);
+
+/* Whether this transaction has recorded something, perhaps undone since. */
+extern bool buffer_is_recording(void);
+
 /* Whether an event of that size may be recorded (absmartly.max_event_size). */
 extern bool buffer_event_fits(size_t size);
 
@@ -51,5 +66,19 @@ extern void buffer_progress(const char *name, const char *position, int64 rows);
 
 /* A time, not before 1970 or far from now, in ms since the epoch. */
 extern int64 buffer_time_ms(TimestampTz time);
+
+/*
+ * The ends of transactions (transaction.c).  buffer_flush() writes what goes to
+ * the outbox, when the transaction is going to commit or to be prepared; the
+ * others allocate nothing and raise nothing.  After a commit, between
+ * buffer_hand_over() and buffer_forget(), buffer_context_committed() tells how
+ * many events of a context were committed, and the last record's number; 0 if
+ * it was not the one that recorded last.
+ */
+extern void buffer_flush(bool prepare);
+extern void buffer_hand_over(void);
+extern void buffer_forget(void);
+extern void buffer_subtransaction_end(SubXactEvent event);
+extern uint64 buffer_context_committed(uint64 key, uint64 *sequence);
 
 #endif /* ABSMARTLY_EVENTS_BUFFER_H */

@@ -22,6 +22,7 @@
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/regproc.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
@@ -184,6 +185,159 @@ text_datum(const char *text)
 
 	return JsonbPGetDatum(JsonbValueToJsonb(&value));
 }
+
+/*
+ * In a session
+ */
+
+/* An event that waits for the end of parallel mode. */
+typedef struct WaitingEvent
+{
+	struct WaitingEvent *next;
+	uint64 context;
+	const char *event; /* a constant */
+	char *data; /* NULL: message counts */
+	size_t length;
+	char *message;
+} WaitingEvent;
+
+/* in TopTransactionContext, the oldest one first */
+static WaitingEvent *waiting = NULL;
+static WaitingEvent *last_waiting = NULL;
+
+static bool in_logger = false;
+
+/* A failed logger is undone; the cancellation of the query is not its own. */
+static void
+survive_failure(const char *event, MemoryContext context, ResourceOwner owner)
+{
+	ErrorData *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	in_logger = false;
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		ReThrowError(error);
+	ereport(WARNING, (errcode(error->sqlerrcode),
+					  errmsg("absmartly: event logger \"%s\" failed at event "
+							 "\"%s\": %s",
+							 settings_event_logger, event, error->message)));
+	FreeErrorData(error);
+}
+
+static void
+call_in_session(uint64 context_key, const char *event, const char *data,
+				size_t length, const char *message)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	in_logger = true;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		Datum json = data ? data_datum(data, length) : text_datum(message);
+
+		PushActiveSnapshot(GetTransactionSnapshot());
+		call_function(context_datum(context_key), event, json);
+		PopActiveSnapshot();
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		in_logger = false;
+	}
+	PG_CATCH();
+	{
+		survive_failure(event, context, owner);
+	}
+	PG_END_TRY();
+}
+
+/* Keeps an event for the end of parallel mode, which allows no calls. */
+static void
+let_wait(uint64 context, const char *event, const char *data, size_t length,
+		 const char *message)
+{
+	MemoryContext previous = MemoryContextSwitchTo(TopTransactionContext);
+	WaitingEvent *entry = palloc0(sizeof(WaitingEvent));
+
+	entry->context = context;
+	entry->event = event;
+	if (data != NULL)
+	{
+		entry->data = pnstrdup(data, length);
+		entry->length = length;
+	}
+	else
+		entry->message = pstrdup(message);
+	if (last_waiting != NULL)
+		last_waiting->next = entry;
+	else
+		waiting = entry;
+	last_waiting = entry;
+	MemoryContextSwitchTo(previous);
+}
+
+static void
+emit_in_session(uint64 context, const char *event, const char *data,
+				size_t length, const char *message)
+{
+	if (!logger_wanted() || in_logger)
+		return;
+	if (IsInParallelMode())
+	{
+		let_wait(context, event, data, length, message);
+		return;
+	}
+	logger_flush();
+	call_in_session(context, event, data, length, message);
+}
+
+void
+logger_emit(uint64 context, const char *event, const char *data, size_t length)
+{
+	emit_in_session(context, event, data, length, NULL);
+}
+
+void
+logger_emit_error(uint64 context, const char *message)
+{
+	emit_in_session(context, "error", NULL, 0, message);
+}
+
+void
+logger_flush(void)
+{
+	if (likely(waiting == NULL) || in_logger || IsInParallelMode())
+		return;
+	while (waiting != NULL)
+	{
+		WaitingEvent *entry = waiting;
+
+		waiting = entry->next;
+		if (waiting == NULL)
+			last_waiting = NULL;
+		call_in_session(entry->context, entry->event, entry->data,
+						entry->length, entry->message);
+	}
+}
+
+void
+logger_forget(void)
+{
+	waiting = NULL;
+	last_waiting = NULL;
+	in_logger = false;
+}
+
+/*
+ * In the worker
+ */
 
 /* Calls the logger with data or, if that is NULL, with a message. */
 static void

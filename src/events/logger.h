@@ -20,6 +20,22 @@ extern bool logger_wanted(void);
 extern void logger_emit_from_worker(uint64 context, const char *event,
 									const char *data, size_t length);
 
+/*
+ * Tells the session's logger of an event of its context, in the present
+ * transaction; in parallel mode at the end of the query.  A failing logger is
+ * undone and reported at WARNING.  What a logger itself causes is not told.
+ * Raises where the query is cancelled.
+ */
+extern void logger_emit(uint64 context, const char *event, const char *data,
+						size_t length);
+extern void logger_emit_error(uint64 context, const char *message);
+
+/* What has waited for the end of parallel mode is told. */
+extern void logger_flush(void);
+
+/* The transaction has ended: what waits is forgotten. */
+extern void logger_forget(void);
+
 /* Tells it of an error, by its text in the database's encoding. */
 extern void logger_emit_error_from_worker(uint64 context, const char *message);
 
