@@ -509,7 +509,9 @@ context_before_commit(void)
 {
 	Context *context = context_mine;
 
-	if (context != NULL && buffer_is_recording() && header_is_due(context))
+	/* nothing is recorded where that would fail: it stays due */
+	if (context != NULL && buffer_is_recording() && header_is_due(context) &&
+		!(XactReadOnly && !shared_available()))
 	{
 		buffer_context_header(context->key, header(context));
 		context->header_recorded = context->header_version;
@@ -575,12 +577,14 @@ context_after_commit(void)
 			context->failed ? context->uncommitted : (int64) events;
 	else if (events > 0)
 	{
+		bool own_delay =
+			context->options.own_delay && context->state == CONTEXT_READY;
+		int64 delay = context->options.publish_delay;
+
 		pg_atomic_fetch_add_u64(&slot->pending, (int64) events);
-		if (context->hand_over)
+		if (context->hand_over || (own_delay && delay == 0))
 			hand_over(context, slot);
-		else if (context->options.own_delay &&
-				 context->options.publish_delay > 0 &&
-				 context->state == CONTEXT_READY)
+		else if (own_delay && delay > 0)
 			set_due(context, slot);
 	}
 	forget_transaction(context);
