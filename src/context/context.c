@@ -168,6 +168,7 @@ set_unit(Context *context, EngineText type, const JsonbValue *value)
 						errmsg("too many units"),
 						errdetail("A context may have up to %d units.",
 								  ENCODING_MAX_UNITS)));
+	context_prepare_header(context, type.length + ENCODING_UNIT_BYTES);
 	hash_unit(&unit, value);
 	unit.type = context_copy_text(context, type);
 	unit.value = copy_jsonb(context, jsonb);
@@ -180,10 +181,8 @@ set_unit(Context *context, EngineText type, const JsonbValue *value)
 void
 context_set_unit(Context *context, EngineText type, const JsonbValue *value)
 {
-	if (!set_unit(context, type, value))
-		return;
-	context->header_version++;
-	context_header_changed(context);
+	if (set_unit(context, type, value))
+		context->header_version++;
 }
 
 /* The words of JavaScript for what is no unit at the creation. */
@@ -260,6 +259,7 @@ drop_superseded(Context *context)
 	{
 		if (context->attributes[i].value != NULL)
 			continue;
+		context->header_version++;
 		free_attribute(&context->attributes[i]);
 		context->nattributes--;
 		memmove(&context->attributes[i], &context->attributes[i + 1],
@@ -277,13 +277,7 @@ set_attribute(Context *context, EngineText name, const Jsonb *value)
 
 	check_name(name, "name of an attribute");
 	json = recording_json(JsonbPGetDatum(value));
-	if (!buffer_event_fits(json.length))
-		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-						errmsg("attribute \"%s\" is too large",
-							   text_for_message(name)),
-						errdetail("It has %zu bytes, more than "
-								  "\"absmartly.max_event_size\".",
-								  json.length)));
+	context_prepare_header(context, name.length + json.length);
 	known = context_find_attribute(context, name);
 	if (context->nattributes == CONTEXT_MAX_ATTRIBUTES && known == NULL)
 	{
@@ -326,7 +320,6 @@ context_set_attribute(Context *context, EngineText name, const Jsonb *value)
 {
 	set_attribute(context, name, value);
 	context->header_version++;
-	context_header_changed(context);
 }
 
 static void

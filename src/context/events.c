@@ -24,6 +24,7 @@
 #include "events/logger.h"
 #include "events/outbox.h"
 #include "events/queue.h"
+#include "settings.h"
 #include "sql/recording.h"
 #include "sql/row_json.h"
 #include "sql/text.h"
@@ -212,28 +213,28 @@ header(Context *context)
 }
 
 /*
- * In a transaction that has recorded events the new header is written with
- * them.  Else it is written by this one if something waits for it.
+ * The header is written by the transaction that has changed it, with its events
+ * or alone.  What can fail of that fails here.
  */
 void
-context_header_changed(Context *context)
+context_prepare_header(const Context *context, size_t added)
 {
-	if (!buffer_event_fits(header_size(context)))
+	size_t size = header_size(context) + added;
+
+	if (!buffer_event_fits(size))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("units and attributes of the context are too large"),
-				 errdetail("They have %zu bytes, more than "
-						   "\"absmartly.max_event_size\".",
-						   header_size(context))));
-	if (context->failed || context_pending(context) == 0)
-		return;
-	buffer_prepare();
-	(void) header(context);
+				 errdetail("They would have %zu bytes, "
+						   "\"absmartly.max_event_size\" is %d kB.",
+						   size, settings_max_event_size)));
+	if (!context->failed && context_pending(context) > 0)
+		buffer_prepare();
 }
 
 /* Whether what waits would be sent with other units or attributes. */
 static bool
-header_is_due(Context *context)
+header_is_due(const Context *context)
 {
 	uint64 left = context->header_recorded != 0 ? context->header_recorded
 												: context->header_left;
@@ -472,7 +473,7 @@ count_what_waits(uint64 key)
 }
 
 int64
-context_pending_committed(Context *context)
+context_pending_committed(const Context *context)
 {
 	ContextSlot *slot = context_slot_mine();
 	int64 delivery;
@@ -487,7 +488,7 @@ context_pending_committed(Context *context)
 }
 
 int64
-context_pending(Context *context)
+context_pending(const Context *context)
 {
 	return context_pending_committed(context) + context->uncommitted;
 }

@@ -23,16 +23,17 @@ extern void context_track(Context *context, EngineText name,
 						  EngineText properties, int64 achieved_at);
 
 /*
- * Units or attributes have changed: what waits is to be sent with them.  Raises
- * as recording does, or 54000 if they are too large for an event.
+ * Units or attributes are going to change, by so many bytes more: raises 54000
+ * if they are too large for an event then, or as recording does, since what
+ * waits is to be sent with them.
  */
-extern void context_header_changed(Context *context);
+extern void context_prepare_header(const Context *context, size_t added);
 
 /* Events that are not delivered, those of this transaction included. */
-extern int64 context_pending(Context *context);
+extern int64 context_pending(const Context *context);
 
 /* Those of them that are committed. */
-extern int64 context_pending_committed(Context *context);
+extern int64 context_pending_committed(const Context *context);
 
 /* What a failed context has recorded in this transaction does not count. */
 extern void context_discard_uncommitted(Context *context);
