@@ -410,10 +410,22 @@ become_ready(Context *context)
 static void
 become_failed(Context *context, const char *error)
 {
+	ContextSlot *slot = context_slot_mine();
+
 	context->ready_error = MemoryContextStrdup(context->memory, error);
+	/* what it has recorded so far is dropped, but counts until it is published
+	 */
+	context->committed = context_pending_committed(context);
 	context->failed = true;
 	context->state = CONTEXT_READY;
 	context->changes++;
+	if (slot != NULL)
+	{
+		pg_atomic_write_u32(&slot->discards, 1);
+		pg_atomic_write_u64(&slot->due, 0);
+		if (shared_my_database() != NULL)
+			context_slots_changed(shared_my_database());
+	}
 	context_log_error(context, error);
 }
 

@@ -228,7 +228,8 @@ context_prepare_header(const Context *context, size_t added)
 				 errdetail("They would have %zu bytes, "
 						   "\"absmartly.max_event_size\" is %d kB.",
 						   size, settings_max_event_size)));
-	if (!context->failed && context_pending(context) > 0)
+	if (context == context_mine && !context->failed &&
+		context_pending(context) > 0)
 		buffer_prepare();
 }
 

@@ -87,6 +87,7 @@ context_slot_enter(uint64 key, bool held)
 	slot->refresh_ticket = 0;
 	pg_atomic_write_u64(&slot->released, 0);
 	pg_atomic_write_u64(&slot->due, held ? (uint64) DT_NOEND : 0);
+	pg_atomic_write_u32(&slot->discards, 0);
 	pg_atomic_write_u64(&slot->pending, 0);
 	/* a full barrier: who sees the key sees the rest */
 	(void) pg_atomic_exchange_u64(&slot->key, key);
@@ -118,6 +119,14 @@ context_slot_holds(uint64 key, uint64 sequence, TimestampTz now)
 
 	return slot != NULL && sequence > pg_atomic_read_u64(&slot->released) &&
 		   (TimestampTz) pg_atomic_read_u64(&slot->due) > now;
+}
+
+bool
+context_slot_discards(uint64 key)
+{
+	ContextSlot *slot = context_slot_find(key);
+
+	return slot != NULL && pg_atomic_read_u32(&slot->discards) != 0;
 }
 
 TimestampTz

@@ -57,6 +57,9 @@ extern ContextSlot *context_slot_find(uint64 key);
 /* Whether a record of a context has to wait. */
 extern bool context_slot_holds(uint64 key, uint64 sequence, TimestampTz now);
 
+/* Whether records of a context are dropped instead of being sent. */
+extern bool context_slot_discards(uint64 key);
+
 /*
  * The earliest time after now at which what waits of some context in this
  * database may be sent, and nobody tells; DT_NOEND: there is none.

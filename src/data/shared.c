@@ -139,6 +139,7 @@ shared_startup(void)
 			pg_atomic_init_u64(&context->key, 0);
 			pg_atomic_init_u64(&context->released, 0);
 			pg_atomic_init_u64(&context->due, 0);
+			pg_atomic_init_u32(&context->discards, 0);
 			pg_atomic_init_u64(&context->pending, 0);
 		}
 

@@ -203,6 +203,8 @@ typedef struct ContextSlot
 	pg_atomic_uint64 released; /* records up to this number may be sent */
 	pg_atomic_uint64 due; /* time from which all may be sent; 0: at once,
 						   * DT_NOEND: not until they are released */
+	pg_atomic_uint32 discards; /* not 0: the context has failed, and what it
+								* has recorded is never sent */
 	pg_atomic_uint64 pending; /* events that are committed and not delivered, an
 							   * int64: it may be below 0 for a moment */
 
