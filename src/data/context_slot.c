@@ -52,22 +52,33 @@ context_slot_new_key(void)
 	return (key & ~SLOT_MASK) | (UINT64CONST(1) << SLOT_BITS) | number;
 }
 
+/*
+ * What the worker does to a slot it does under the lock of the state, after a
+ * look at the key: so it never meets another context's.
+ */
+static void
+set_key(ContextSlot *slot, DatabaseState *state, uint64 key)
+{
+	if (state != NULL)
+		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	/* a full barrier: who sees the key sees the rest */
+	(void) pg_atomic_exchange_u64(&slot->key, key);
+	if (state != NULL)
+		LWLockRelease(&state->lock);
+}
+
 void
 context_slot_leave(void)
 {
 	ContextSlot *slot = context_slot_mine();
-	bool had;
+	DatabaseState *state;
 
-	if (slot == NULL)
+	if (slot == NULL || pg_atomic_read_u64(&slot->key) == 0)
 		return;
-	had = pg_atomic_exchange_u64(&slot->key, 0) != 0;
-	if (had && (int64) pg_atomic_read_u64(&slot->pending) != 0)
-	{
-		DatabaseState *state = shared_my_database();
-
-		if (state != NULL)
-			context_slots_changed(state);
-	}
+	state = shared_my_database();
+	set_key(slot, state, 0);
+	if (state != NULL && (int64) pg_atomic_read_u64(&slot->pending) != 0)
+		context_slots_changed(state);
 }
 
 void
@@ -89,8 +100,7 @@ context_slot_enter(uint64 key, bool held)
 	pg_atomic_write_u64(&slot->due, held ? (uint64) DT_NOEND : 0);
 	pg_atomic_write_u32(&slot->discards, 0);
 	pg_atomic_write_u64(&slot->pending, 0);
-	/* a full barrier: who sees the key sees the rest */
-	(void) pg_atomic_exchange_u64(&slot->key, key);
+	set_key(slot, shared_my_database(), key);
 }
 
 void
@@ -150,10 +160,22 @@ context_slots_next_due(Oid database, TimestampTz now)
 void
 context_slot_settle(uint64 key, uint64 events)
 {
-	ContextSlot *slot = context_slot_find(key);
+	DatabaseState *state = shared_my_database();
+	ContextSlot *slot;
 
+	if (state == NULL)
+		return;
+	LWLockAcquire(&state->lock, LW_SHARED);
+	slot = context_slot_find(key);
 	if (slot != NULL)
 		pg_atomic_fetch_sub_u64(&slot->pending, (int64) events);
+	LWLockRelease(&state->lock);
+}
+
+void
+context_slot_count(uint64 key, uint64 events)
+{
+	context_slot_settle(key, (uint64) - (int64) events);
 }
 
 ContextSlot *

@@ -73,6 +73,12 @@ extern TimestampTz context_slots_next_due(Oid database, TimestampTz now);
 extern void context_slot_settle(uint64 key, uint64 events);
 
 /*
+ * Events of a context that nobody has counted as pending, since it was not its
+ * session that committed them, wait.
+ */
+extern void context_slot_count(uint64 key, uint64 events);
+
+/*
  * Visits the slots of contexts of a database, one after the other, from 0:
  * gives the next one at or after *at and moves *at behind it; NULL: no more.
  */

@@ -784,6 +784,7 @@ retire_current(DatabaseState *state)
 	state->retired = state->current;
 	state->nretired++;
 	state->current = InvalidDsaPointer;
+	state->data_round = 0;
 }
 
 /*
@@ -996,6 +997,7 @@ version_publish(DatabaseState *state, const DataTarget *target,
 	DataVersion *version;
 	dsa_pointer pointer;
 	uint64 generation;
+	uint64 round;
 	size_t size;
 
 	if (state == NULL)
@@ -1038,7 +1040,11 @@ version_publish(DatabaseState *state, const DataTarget *target,
 							   "experiments were loaded"),
 						errhint("Try again.")));
 	}
+	/* newer data does not change with which round there came to be any */
+	round =
+		state->data_round != 0 ? state->data_round : state->fetch_rounds + 1;
 	retire_current(state);
+	state->data_round = round;
 	version->generation = generation = ++state->generation;
 	state->current = pointer;
 	state->version_bytes += version->size;

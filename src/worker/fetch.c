@@ -16,6 +16,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "data/context_slot.h"
 #include "data/file.h"
 #include "data/store.h"
 #include "data/version.h"
@@ -56,8 +57,34 @@ start_request(HttpClient *client, const DataTarget *target)
 }
 
 /*
- * Ends the round for everybody who waits for it.  error is NULL if it went
- * well.
+ * Tells of an error that ends the wait of whoever waits for this round: of the
+ * session contexts among them each one's logger.
+ */
+static void
+log_error(DatabaseState *state, const char *error)
+{
+	ContextSlot *slot;
+	int at = 0;
+
+	while ((slot = context_slot_next(state->database, &at)) != NULL)
+	{
+		uint64 key;
+		bool waits;
+
+		LWLockAcquire(&state->lock, LW_SHARED);
+		key = pg_atomic_read_u64(&slot->key);
+		waits = slot->refresh_ticket > state->refresh_finished &&
+				slot->refresh_ticket <= round_ticket;
+		LWLockRelease(&state->lock);
+		if (key != 0 && waits)
+			worker_log_error(state, key, error);
+	}
+	worker_log_error(state, 0, error);
+}
+
+/*
+ * Ends the round for everybody who waits for it; it may be none, where there
+ * was nobody to ask.  error is NULL if it went well.
  */
 static void
 finish_round(DatabaseState *state, const char *error)
@@ -65,6 +92,9 @@ finish_round(DatabaseState *state, const char *error)
 	TimestampTz now = GetCurrentTimestamp();
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	if (state->fetch_running)
+		state->fetch_rounds++;
+	state->fetch_running = false;
 	state->refresh_finished = Max(state->refresh_finished, round_ticket);
 	if (error == NULL)
 		state->refresh_succeeded = Max(state->refresh_succeeded, round_ticket);
@@ -101,7 +131,7 @@ fail_round(DatabaseState *state, const Failure *failure, int64 first_ms)
 						   "only if the reason changes.")));
 	failure_reported = true;
 	reported_kind = failure->kind;
-	worker_log_error(state, failure->error);
+	log_error(state, failure->error);
 	finish_round(state, failure->error);
 }
 
@@ -208,7 +238,7 @@ publish(DatabaseState *state, const DataTarget *target, const char *text,
 static void
 log_loaded(DatabaseState *state, const char *text, size_t length, bool refresh)
 {
-	worker_log_event(state, refresh ? "refresh" : "ready", text, length);
+	worker_log_event(state, 0, refresh ? "refresh" : "ready", text, length);
 	ready_logged = true;
 }
 
@@ -302,6 +332,9 @@ fetch_restart(DatabaseState *state, HttpClient *client)
 	if (running != NULL)
 		http_release(client, running);
 	running = NULL;
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	state->fetch_running = false;
+	LWLockRelease(&state->lock);
 	collector_forget_key(&request_key);
 	attempts = 0;
 	failed_rounds = 0;
@@ -320,7 +353,7 @@ requested(const DatabaseState *state)
 void
 fetch_begin(DatabaseState *state, HttpClient *client)
 {
-	char *error;
+	char *unreadable;
 	bool retrying;
 	bool asked = requested(state);
 
@@ -328,9 +361,14 @@ fetch_begin(DatabaseState *state, HttpClient *client)
 		return;
 	if (state->target.endpoint[0] == '\0')
 	{
+		const char *error = "\"absmartly.endpoint\" is not set";
+
 		round_ticket = state->refresh_requested;
 		if (asked)
-			finish_round(state, "\"absmartly.endpoint\" is not set");
+		{
+			log_error(state, error);
+			finish_round(state, error);
+		}
 		return;
 	}
 
@@ -345,14 +383,15 @@ fetch_begin(DatabaseState *state, HttpClient *client)
 	state->fetch.requests++;
 	if (retrying)
 		state->fetch.retries++;
+	state->fetch_running = true;
 	LWLockRelease(&state->lock);
 	attempts++;
 	last_good = 0;
 
-	error = collector_read_key(&request_key);
-	if (error != NULL)
+	unreadable = collector_read_key(&request_key);
+	if (unreadable != NULL)
 	{
-		fail_unasked(state, ATTEMPT_FAULT, error);
+		fail_unasked(state, ATTEMPT_FAULT, unreadable);
 		return;
 	}
 	running = start_request(client, &state->target);

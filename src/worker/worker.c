@@ -103,8 +103,8 @@ handle_sigterm(SIGNAL_ARGS)
 
 /* Calls the event logger with data or, if that is NULL, with a message. */
 static void
-call_logger(DatabaseState *database, const char *event, const char *data,
-			size_t length, const char *message)
+call_logger(DatabaseState *database, uint64 context, const char *event,
+			const char *data, size_t length, const char *message)
 {
 	if (!logger_wanted())
 		return;
@@ -113,24 +113,24 @@ call_logger(DatabaseState *database, const char *event, const char *data,
 	if (!ShutdownRequestPending)
 	{
 		if (data != NULL)
-			logger_emit_from_worker(0, event, data, length);
+			logger_emit_from_worker(context, event, data, length);
 		else
-			logger_emit_error_from_worker(0, message);
+			logger_emit_error_from_worker(context, message);
 	}
 	in_user_code = false;
 }
 
 void
-worker_log_event(DatabaseState *database, const char *event, const char *data,
-				 size_t length)
+worker_log_event(DatabaseState *database, uint64 context, const char *event,
+				 const char *data, size_t length)
 {
-	call_logger(database, event, data, length, NULL);
+	call_logger(database, context, event, data, length, NULL);
 }
 
 void
-worker_log_error(DatabaseState *database, const char *message)
+worker_log_error(DatabaseState *database, uint64 context, const char *message)
 {
-	call_logger(database, "error", NULL, 0, message);
+	call_logger(database, context, "error", NULL, 0, message);
 }
 
 /* Undoes attach(). */
@@ -147,6 +147,7 @@ detach(int code, Datum argument)
 		state->worker_pid = 0;
 		state->worker_proc = NULL;
 		state->worker_state = WORKER_NONE;
+		state->fetch_running = false;
 	}
 	LWLockRelease(&state->lock);
 	ConditionVariableBroadcast(&state->changed);

@@ -21,9 +21,14 @@ extern PGDLLEXPORT void absmartly_worker_main(Datum argument);
  */
 extern void worker_pin_settings(void);
 
-/* Call the event logger, if there is one.  SIGTERM interrupts it. */
-extern void worker_log_event(DatabaseState *database, const char *event,
-							 const char *data, size_t length);
-extern void worker_log_error(DatabaseState *database, const char *message);
+/*
+ * Call the event logger, if there is one.  context is the key of the session
+ * context that it is about, 0: of none.  SIGTERM interrupts it.
+ */
+extern void worker_log_event(DatabaseState *database, uint64 context,
+							 const char *event, const char *data,
+							 size_t length);
+extern void worker_log_error(DatabaseState *database, uint64 context,
+							 const char *message);
 
 #endif /* ABSMARTLY_WORKER_WORKER_H */
