@@ -247,10 +247,15 @@ header_is_due(const Context *context)
 void
 context_leave_header(Context *context)
 {
+	uint64 sequence;
+
 	if (context->header_left == context->header_version)
 		return;
-	if (buffer_leave_context(context->key, header(context)))
-		context->header_left = context->header_version;
+	sequence = buffer_leave_context(context->key, header(context));
+	if (sequence == 0)
+		return;
+	context->header_left = context->header_version;
+	context->last_sequence = sequence;
 }
 
 /*
@@ -434,7 +439,8 @@ count_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
 	Recount *recount = argument;
 
-	if ((row->status == OUTBOX_WAITING || row->status == OUTBOX_HELD) &&
+	if ((row->status == OUTBOX_WAITING || row->status == OUTBOX_PREPARED ||
+		 row->status == OUTBOX_HELD) &&
 		row->chunk == 0 && (uint64) row->context == recount->key)
 		recount->events += row->exposures + row->goals;
 	return false;
@@ -531,15 +537,19 @@ hand_over(Context *context, ContextSlot *slot)
 		context_slots_changed(state);
 }
 
-/* With a delay of its own the context's first event sets the time. */
+/*
+ * With a delay of its own the context's first event sets the time.  What came
+ * before has had its own, and does not wait for another one.
+ */
 static void
-set_due(Context *context, ContextSlot *slot)
+set_due(Context *context, ContextSlot *slot, uint64 before)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	DatabaseState *state = shared_my_database();
 
 	if ((TimestampTz) pg_atomic_read_u64(&slot->due) > now)
 		return;
+	pg_atomic_write_u64(&slot->released, before);
 	pg_atomic_write_u64(&slot->due, (uint64) TimestampTzPlusMilliseconds(
 										now, context->options.publish_delay));
 	if (state != NULL)
@@ -561,11 +571,13 @@ context_after_commit(void)
 {
 	Context *context = context_mine;
 	ContextSlot *slot;
+	uint64 before;
 	uint64 sequence;
 	uint64 events;
 
 	if (context == NULL)
 		return;
+	before = context->last_sequence;
 	events = buffer_context_committed(context->key, &sequence);
 	if (sequence > 0)
 	{
@@ -587,7 +599,7 @@ context_after_commit(void)
 		if (context->hand_over || (own_delay && delay == 0))
 			hand_over(context, slot);
 		else if (own_delay && delay > 0)
-			set_due(context, slot);
+			set_due(context, slot, before);
 	}
 	forget_transaction(context);
 	if (context->options.transaction_scope)

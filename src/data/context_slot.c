@@ -96,11 +96,21 @@ context_slot_enter(uint64 key, bool held)
 	slot->publish_error_code = 0;
 	slot->publish_error[0] = '\0';
 	slot->refresh_ticket = 0;
+	pg_atomic_write_u64(&slot->committed, 0);
 	pg_atomic_write_u64(&slot->released, 0);
 	pg_atomic_write_u64(&slot->due, held ? (uint64) DT_NOEND : 0);
 	pg_atomic_write_u32(&slot->discards, 0);
 	pg_atomic_write_u64(&slot->pending, 0);
 	set_key(slot, shared_my_database(), key);
+}
+
+void
+context_slot_commit(uint64 key, uint64 sequence)
+{
+	ContextSlot *slot = context_slot_mine();
+
+	if (slot != NULL && pg_atomic_read_u64(&slot->key) == key)
+		pg_atomic_write_u64(&slot->committed, sequence);
 }
 
 void

@@ -41,6 +41,12 @@ extern uint64 context_slot_new_key(void);
  */
 extern void context_slot_enter(uint64 key, bool held);
 
+/*
+ * Records of this session's context up to this number are where the worker
+ * finds them.  To be called before the worker is told of them.
+ */
+extern void context_slot_commit(uint64 key, uint64 sequence);
+
 /* Makes this session's context unknown: the worker sends what it has left. */
 extern void context_slot_leave(void);
 

@@ -137,6 +137,7 @@ shared_startup(void)
 
 			shared->slots[i].version = InvalidDsaPointer;
 			pg_atomic_init_u64(&context->key, 0);
+			pg_atomic_init_u64(&context->committed, 0);
 			pg_atomic_init_u64(&context->released, 0);
 			pg_atomic_init_u64(&context->due, 0);
 			pg_atomic_init_u32(&context->discards, 0);

@@ -200,6 +200,7 @@ typedef struct ContextSlot
 {
 	pg_atomic_uint64 key; /* of the context; 0: there is none */
 	Oid database; /* valid while there is a key */
+	pg_atomic_uint64 committed; /* records up to this number are there */
 	pg_atomic_uint64 released; /* records up to this number may be sent */
 	pg_atomic_uint64 due; /* time from which all may be sent; 0: at once,
 						   * DT_NOEND: not until they are released */

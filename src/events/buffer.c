@@ -849,7 +849,7 @@ buffer_context_header(uint64 key, const EventContext *event_context)
 	stream_add(stream_for(true), key, event_context, NULL, NULL);
 }
 
-bool
+uint64
 buffer_leave_context(uint64 key, const EventContext *event_context)
 {
 	uint32 capacity = (uint32) encoder_context_bound(event_context) + 64;
@@ -857,7 +857,7 @@ buffer_leave_context(uint64 key, const EventContext *event_context)
 	char *data = palloc(capacity);
 	DatabaseState *database = shared_my_database();
 	bool first = false;
-	bool left = false;
+	uint64 left = 0;
 
 	encoder_begin(encoder, data, capacity);
 	if (database != NULL && encoder_add_context(encoder, event_context))
@@ -868,7 +868,11 @@ buffer_leave_context(uint64 key, const EventContext *event_context)
 								.context = key,
 								.sequence = ++last_sequence};
 
-		left = queue_put(database, record_current_origin(), &payload, &first);
+		if (queue_put(database, record_current_origin(), &payload, &first))
+		{
+			left = payload.sequence;
+			context_slot_commit(key, left);
+		}
 	}
 	pfree(data);
 	pfree(encoder);
@@ -1259,6 +1263,8 @@ buffer_hand_over(void)
 			exposures_dropped |= payload->exposures > 0;
 			goals_dropped |= payload->goals > 0;
 		}
+		if (unlikely(context_sequence_written > 0))
+			context_slot_commit(last_context, context_sequence_written);
 		shared_count(COUNTER_EXPOSURES_QUEUED, exposures_written);
 		shared_count(COUNTER_GOALS_QUEUED, goals_written);
 		shared_count(COUNTER_EXPOSURES_DEDUPLICATED, ndeduplicated);

@@ -45,7 +45,8 @@ extern void buffer_mark_exposed(uint64 key);
  * The same for the events of a session context, by its key: false if it was
  * dropped.  buffer_context_header() records its units and attributes alone,
  * which buffer_prepare() lets fail before; buffer_leave_context() puts them in
- * the memory queue at once, without the transaction, if there is room.
+ * the memory queue at once, without the transaction, and gives the record's
+ * number; 0: there is no room.
  */
 extern bool buffer_context_exposure(uint64 key, const EventContext *context,
 									const EventExposure *exposure);
@@ -53,7 +54,7 @@ extern bool buffer_context_goal(uint64 key, const EventContext *context,
 								const EventGoal *goal);
 extern void buffer_prepare(void);
 extern void buffer_context_header(uint64 key, const EventContext *context);
-extern bool buffer_leave_context(uint64 key, const EventContext *context);
+extern uint64 buffer_leave_context(uint64 key, const EventContext *context);
 
 /* Whether this transaction has recorded something, perhaps undone since. */
 extern bool buffer_is_recording(void);

@@ -74,18 +74,30 @@ extern void outbox_write_end(OutboxWriter *writer);
 extern void outbox_note_endpoint(DatabaseState *state);
 
 /*
+ * Says whether a record of a session context has to wait, and if so until when
+ * at the latest; DT_NOEND: somebody will tell.  The answer is the same all
+ * through a pass, so that of a context's records none is left behind whose
+ * followers are not.  old: the record was there when the pass began, whatever
+ * its number.
+ */
+typedef bool (*OutboxHolds)(uint64 context, uint64 sequence, bool old,
+							TimestampTz *until);
+
+/*
  * Starts afresh, at the worker's start and when the endpoint has changed:
  * nothing is in flight, all is to be read.  Records for the endpoints that
  * were in force since the server's start are this worker's own.
  */
-extern void outbox_worker_start(DatabaseState *state);
+extern void outbox_worker_start(DatabaseState *state, OutboxHolds holds);
 
 /*
  * Reading goes in passes.  A pass sees everything that was committed before
  * outbox_pass_begin(), except what is in flight: read and neither acknowledged
  * nor released.  outbox_read() gives NULL at the pass's end and sets *end, or
  * when it has looked at many pages for nothing and wants a pause.  Foreign and
- * unreadable records are parked on the way and not given.  Goals whose commit
+ * unreadable records are parked on the way and not given, and so are those that
+ * session contexts hold for more than a moment: these are found there, without
+ * a search, by the pass after they have been let go.  Goals whose commit
  * is not on disk yet are given: call outbox_flush() before sending.
  * outbox_read_begin() gives false when the outbox can't be read now (DROP
  * EXTENSION is at work): try again later.

@@ -10,6 +10,9 @@
  * A heap that is empty and not written to any more is truncated under an
  * AccessExclusive lock, which proves that no writer is at work in it, prepared
  * transactions included; the lock is never waited for.
+ *
+ * The third heap is not read in each pass, for it may be full of what stays.
+ * Which of its pages have records that session contexts hold is remembered.
  */
 #include "postgres.h"
 
@@ -29,6 +32,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "data/context_slot.h"
 #include "events/encoding.h"
 #include "events/heaps.h"
 #include "events/outbox.h"
@@ -38,6 +42,9 @@
 
 /* pages at the end of the active heap that writers may be filling */
 #define OPEN_PAGES 64
+
+/* a record that is held for less stays where it is */
+#define SHORT_HOLD_MS 10000
 
 /* a heap is left for the other one when it has so many pages */
 #define ROTATE_PAGES 1024
@@ -55,6 +62,8 @@ typedef struct StoredRecord
 	Oid database;
 	int64 endpoint;
 	int chunks; /* how many there must be */
+	bool held; /* its row says so */
+	bool to_hold; /* it is to be parked for that */
 } StoredRecord;
 
 /* the tuple by which a record in flight is known: its first one */
@@ -77,16 +86,53 @@ typedef struct HeapKnowledge
 	BlockNumber done_size; /* pages that it has bits for */
 } HeapKnowledge;
 
+/* A page of the third heap that has records which a context holds. */
+typedef struct HeldPage
+{
+	BlockNumber page;
+	uint64 lowest; /* sequence number of theirs, or less */
+} HeldPage;
+
+/* The pages of one context, in ascending order. */
+typedef struct HeldContext
+{
+	uint64 key; /* first: the hash table's */
+	int npages;
+	int max_pages;
+	HeldPage *pages;
+} HeldContext;
+
+/* One of these pages, on which a record is free. */
+typedef struct FreePage
+{
+	BlockNumber page;
+	uint64 key;
+} FreePage;
+
 /* A pass of the worker's over the heaps. */
 typedef struct Pass
 {
 	int order[HEAPS_COUNT];
 	int heaps; /* to read */
 	int at; /* the one that is being read, of order */
-	bool entered; /* page and pages are valid */
+	bool entered; /* what follows is valid */
 	BlockNumber page;
 	BlockNumber pages;
+	/* of the third heap only these pages, unless all is read */
+	bool all;
+	bool all_begun; /* and has not come to its end */
+	FreePage *free_pages;
+	int nfree;
+	int free_at; /* the next one */
 } Pass;
+
+/* What has come to the third heap, for when that is committed. */
+typedef struct ParkedPage
+{
+	uint64 key;
+	uint64 sequence;
+	BlockNumber page;
+} ParkedPage;
 
 /* the worker's */
 static DatabaseState *worker_state = NULL;
@@ -99,8 +145,14 @@ static List *page_records = NIL; /* read, and not handed out yet */
 static List *incomplete = NIL; /* whose chunks are still to come */
 static List *to_park = NIL;
 static XLogRecPtr flush_up_to = InvalidXLogRecPtr;
-static uint32 parked_wanted; /* read the third heap in the next pass */
+static bool parked_wanted; /* all of the third heap is to be read */
 static bool parked_changed = false;
+static OutboxHolds worker_holds;
+static ParkedPage *parked_pages = NULL;
+static int nparked_pages = 0;
+static int max_parked_pages = 0;
+static HTAB *held = NULL; /* HeldContext */
+static Oid held_filenode; /* of the heap in which its pages are */
 
 /*
  * What the worker knows of the heaps
@@ -213,6 +265,169 @@ set_in_flight(const EventRecord *record, bool value)
 	(void) hash_search(in_flight, &key, value ? HASH_ENTER : HASH_REMOVE, NULL);
 }
 
+/*
+ * Held records
+ */
+
+/* The place of a page in a context's list, or where it belongs. */
+static int
+held_place(const HeldContext *context, BlockNumber page)
+{
+	int low = 0;
+	int high = context->npages;
+
+	while (low < high)
+	{
+		int middle = (low + high) / 2;
+
+		if (context->pages[middle].page < page)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/* Takes note of a record of the third heap, also if it is known already. */
+static void
+held_add(uint64 key, BlockNumber page, uint64 sequence)
+{
+	bool found;
+	HeldContext *context = hash_search(held, &key, HASH_ENTER, &found);
+	HeldPage *pages;
+	int place;
+
+	if (!found)
+	{
+		context->npages = 0;
+		context->max_pages = 0;
+		context->pages = NULL;
+	}
+	place = held_place(context, page);
+	if (place < context->npages && context->pages[place].page == page)
+	{
+		pages = &context->pages[place];
+		pages->lowest = Min(pages->lowest, sequence);
+		return;
+	}
+	if (context->npages == context->max_pages)
+	{
+		int most = Max(context->max_pages * 2, 4);
+
+		context->pages =
+			context->pages == NULL
+				? MemoryContextAlloc(records_context, most * sizeof(HeldPage))
+				: repalloc(context->pages, most * sizeof(HeldPage));
+		context->max_pages = most;
+	}
+	pages = &context->pages[place];
+	memmove(pages + 1, pages, (context->npages - place) * sizeof(HeldPage));
+	*pages = (HeldPage){page, sequence};
+	context->npages++;
+}
+
+static void
+held_forget_context(HeldContext *context)
+{
+	uint64 key = context->key;
+
+	if (context->pages != NULL)
+		pfree(context->pages);
+	(void) hash_search(held, &key, HASH_REMOVE, NULL);
+}
+
+/* A page is going to be read: what is still held there is found again. */
+static void
+held_forget(uint64 key, BlockNumber page)
+{
+	HeldContext *context = hash_search(held, &key, HASH_FIND, NULL);
+	int place;
+
+	if (context == NULL)
+		return;
+	place = held_place(context, page);
+	if (place == context->npages || context->pages[place].page != page)
+		return;
+	context->npages--;
+	memmove(&context->pages[place], &context->pages[place + 1],
+			(context->npages - place) * sizeof(HeldPage));
+	if (context->npages == 0)
+		held_forget_context(context);
+}
+
+static void
+held_forget_all(void)
+{
+	HASH_SEQ_STATUS scan;
+	HeldContext *context;
+
+	hash_seq_init(&scan, held);
+	while ((context = hash_seq_search(&scan)) != NULL)
+		held_forget_context(context);
+}
+
+static int
+compare_free_pages(const void *left, const void *right)
+{
+	BlockNumber a = ((const FreePage *) left)->page;
+	BlockNumber b = ((const FreePage *) right)->page;
+
+	return a < b ? -1 : a > b ? 1 : 0;
+}
+
+/* Finds the pages on which records are free now. */
+static void
+find_free_pages(void)
+{
+	HASH_SEQ_STATUS scan;
+	HeldContext *context;
+	int count = 0;
+
+	if (pass.free_pages != NULL)
+		pfree(pass.free_pages);
+	pass.free_pages = NULL;
+	pass.nfree = 0;
+	pass.free_at = 0;
+
+	hash_seq_init(&scan, held);
+	while ((context = hash_seq_search(&scan)) != NULL)
+		count += context->npages;
+	if (count == 0)
+		return;
+	pass.free_pages =
+		MemoryContextAlloc(records_context, count * sizeof(FreePage));
+	hash_seq_init(&scan, held);
+	while ((context = hash_seq_search(&scan)) != NULL)
+		for (int i = 0; i < context->npages; i++)
+		{
+			TimestampTz until;
+
+			if (!worker_holds(context->key, context->pages[i].lowest, true,
+							  &until))
+				pass.free_pages[pass.nfree++] =
+					(FreePage){context->pages[i].page, context->key};
+		}
+	qsort(pass.free_pages, pass.nfree, sizeof(FreePage), compare_free_pages);
+}
+
+/* A record is in flight no more, and where it was before. */
+static void
+let_go(const EventRecord *record)
+{
+	const StoredRecord *stored = (const StoredRecord *) record;
+
+	set_in_flight(record, false);
+	if (record->place != RECORD_PARKED)
+		return;
+	if (!stored->held)
+		parked_wanted = true;
+	else
+		for (int i = 0; i < record->ntids; i++)
+			held_add(record->payload.context,
+					 ItemPointerGetBlockNumber(&record->tids[i]),
+					 record->payload.sequence);
+}
+
 static bool
 is_my_endpoint(int64 endpoint)
 {
@@ -233,7 +448,7 @@ forget_records(List **records)
 	{
 		EventRecord *record = lfirst(cell);
 
-		set_in_flight(record, false);
+		let_go(record);
 		pfree(record);
 	}
 	list_free(*records);
@@ -313,7 +528,7 @@ had_other_endpoint(void)
 }
 
 void
-outbox_worker_start(DatabaseState *state)
+outbox_worker_start(DatabaseState *state, OutboxHolds holds)
 {
 	MemoryContext context = CurrentMemoryContext;
 
@@ -328,11 +543,17 @@ outbox_worker_start(DatabaseState *state)
 		control.hcxt = records_context;
 		in_flight = hash_create("absmartly records in flight", 4096, &control,
 								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		control.keysize = sizeof(uint64);
+		control.entrysize = sizeof(HeldContext);
+		held = hash_create("absmartly held records", 256, &control,
+						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
 	worker_state = state;
+	worker_holds = holds;
 	forget_records(&page_records);
 	forget_records(&incomplete);
 	forget_records(&to_park);
+	held_forget_all();
 	for (int i = 0; i < 2; i++)
 		know_nothing(&knowledge[i]);
 	pass.heaps = 0;
@@ -358,14 +579,20 @@ outbox_pass_begin(void)
 	pass.heaps = 0;
 	pass.order[pass.heaps++] = 1 - active;
 	pass.order[pass.heaps++] = active;
-	if (parked_wanted || (pg_atomic_fetch_and_u32(&worker_state->outbox_rescan,
-												  ~(1U << RECORD_PARKED)) &
-						  (1U << RECORD_PARKED)))
-		pass.order[pass.heaps++] = RECORD_PARKED;
-	parked_wanted = false;
 	pass.at = 0;
 	pass.entered = false;
+	/* what an error has left behind is to be looked at again */
 	forget_records(&incomplete);
+	forget_records(&to_park);
+	if (pg_atomic_fetch_and_u32(&worker_state->outbox_rescan,
+								~(1U << RECORD_PARKED)) &
+		(1U << RECORD_PARKED))
+		parked_wanted = true;
+	if (pass.all_begun)
+		parked_wanted = true;
+	pass.all_begun = false;
+	/* records may come to be held while the other heaps are read */
+	pass.order[pass.heaps++] = RECORD_PARKED;
 }
 
 bool
@@ -449,6 +676,7 @@ new_record(int place, const HeapRow *row, const HeapTupleData *tuple,
 	record->payload.sequence = (uint64) row->sequence;
 	record->payload.prepared = row->status == OUTBOX_PREPARED;
 	record->tids = (ItemPointerData *) ((char *) stored + tids);
+	stored->held = row->status == OUTBOX_HELD;
 	stored->database = row->database;
 	stored->endpoint = row->endpoint;
 	stored->chunks = row->chunks;
@@ -490,17 +718,58 @@ is_foreign(const StoredRecord *stored)
 		   !is_my_endpoint(stored->endpoint);
 }
 
-/* A record is complete: hands it out, or parks it. */
+/*
+ * A record is complete: hands it out, or parks it.  One that is soon free stays
+ * where it is; what is in the third heap was looked at before.
+ */
 static void
 sort_record(StoredRecord *stored)
 {
-	const EventPayload *payload = &stored->record.payload;
+	EventRecord *record = &stored->record;
+	const EventPayload *payload = &record->payload;
+	TimestampTz until;
 
 	if (is_foreign(stored) ||
 		encoding_version(payload->data, payload->length) != ENCODING_VERSION)
 		to_park = lappend(to_park, stored);
-	else
+	else if (payload->context == 0 || record->place == RECORD_PARKED ||
+			 !worker_holds(payload->context, payload->sequence,
+						   payload->prepared, &until))
 		page_records = lappend(page_records, stored);
+	else if (TimestampDifferenceExceeds(GetCurrentTimestamp(), until,
+										SHORT_HOLD_MS))
+	{
+		stored->to_hold = true;
+		to_park = lappend(to_park, stored);
+	}
+	else
+	{
+		let_go(record);
+		pfree(stored);
+	}
+}
+
+/* Whether a row is to be sent, or to be looked at for that. */
+static bool
+is_wanted(const HeapRow *row, const HeapTupleData *tuple)
+{
+	BlockNumber page = ItemPointerGetBlockNumber(&tuple->t_self);
+	uint64 key = (uint64) row->context;
+	TimestampTz until;
+
+	switch (row->status)
+	{
+		case OUTBOX_WAITING:
+		case OUTBOX_PREPARED:
+			return true;
+		case OUTBOX_HELD:
+			if (!worker_holds(key, (uint64) row->sequence, true, &until))
+				return true;
+			held_add(key, page, (uint64) row->sequence);
+			return false;
+		default:
+			return false;
+	}
 }
 
 /* Takes a row that waits; runs under the page's lock. */
@@ -510,8 +779,9 @@ take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	PageRead *page = argument;
 	EngineText texts[HEAP_TEXTS];
 	StoredRecord *stored;
+	bool goals;
 
-	if (row->status != OUTBOX_WAITING && row->status != OUTBOX_PREPARED)
+	if (!is_wanted(row, tuple))
 		return false;
 	page->waiting++;
 	if (row->chunk == 0 && is_in_flight(page->place, &tuple->t_self))
@@ -529,17 +799,24 @@ take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	{
 		stored = find_incomplete(row);
 		if (stored == NULL)
+		{
+			/* it was free too late, or is in flight */
+			if (row->status == OUTBOX_HELD)
+				held_add((uint64) row->context,
+						 ItemPointerGetBlockNumber(&tuple->t_self),
+						 (uint64) row->sequence);
 			return false;
+		}
 		add_chunk(stored, tuple, texts[HEAP_PAYLOAD]);
 		if (stored->record.ntids == stored->chunks)
 			incomplete = list_delete_ptr(incomplete, stored);
 	}
+	goals = stored->record.payload.goals > 0;
 	if (stored->record.ntids == stored->chunks)
 		sort_record(stored);
 
 	/* no hint yet: its commit may not be on disk */
-	if (stored->record.payload.goals > 0 &&
-		!HeapTupleHeaderXminCommitted(tuple->t_data))
+	if (goals && !HeapTupleHeaderXminCommitted(tuple->t_data))
 	{
 		XLogRecPtr commit =
 			TransactionIdGetCommitLSN(HeapTupleHeaderGetXmin(tuple->t_data));
@@ -555,11 +832,61 @@ read_page(int place, BlockNumber page_number)
 	PageRead page = {place, 0};
 	HeapWalk walk = {take_row, NULL, &page};
 	MemoryContext previous = MemoryContextSwitchTo(records_context);
-	int open = heaps_walk_page(reading[place], page_number, &walk);
+	bool wanted = parked_wanted;
+	int open;
+
+	if (place == RECORD_PARKED && !pass.all)
+	{
+		/* should the reading fail */
+		parked_wanted = true;
+		for (int i = pass.free_at - 1;
+			 i >= 0 && pass.free_pages[i].page == page_number; i--)
+			held_forget(pass.free_pages[i].key, page_number);
+	}
+	open = heaps_walk_page(reading[place], page_number, &walk);
+	parked_wanted = wanted;
 
 	if (place != RECORD_PARKED && page.waiting == 0 && open == 0)
 		page_done(&knowledge[place], page_number);
 	MemoryContextSwitchTo(previous);
+}
+
+/* Comes to the third heap. */
+static void
+enter_parked(void)
+{
+	Relation relation = reading[RECORD_PARKED];
+
+	pass.page = 0;
+	pass.pages = RelationGetNumberOfBlocks(relation);
+	pg_atomic_write_u32(&worker_state->outbox_blocks[RECORD_PARKED],
+						pass.pages);
+	/* somebody has rewritten it */
+	if (held_filenode != relation->rd_rel->relfilenode)
+		parked_wanted = true;
+	held_filenode = relation->rd_rel->relfilenode;
+	pass.all = parked_wanted;
+	if (pass.all)
+	{
+		parked_wanted = false;
+		pass.all_begun = true;
+		held_forget_all();
+	}
+	else
+		find_free_pages();
+}
+
+/* Goes on to the next page on which a record is free. */
+static void
+next_free_page(void)
+{
+	pass.page = pass.pages;
+	if (pass.free_at == pass.nfree)
+		return;
+	pass.page = pass.free_pages[pass.free_at].page;
+	while (pass.free_at < pass.nfree &&
+		   pass.free_pages[pass.free_at].page == pass.page)
+		pass.free_at++;
 }
 
 /* The next page to read; false at the pass's end. */
@@ -573,12 +900,7 @@ next_page(int *place, BlockNumber *page)
 		if (!pass.entered)
 		{
 			if (heap == RECORD_PARKED)
-			{
-				pass.page = 0;
-				pass.pages = RelationGetNumberOfBlocks(reading[heap]);
-				pg_atomic_write_u32(&worker_state->outbox_blocks[heap],
-									pass.pages);
-			}
+				enter_parked();
 			else
 			{
 				know_heap(heap, reading[heap]);
@@ -590,12 +912,15 @@ next_page(int *place, BlockNumber *page)
 		while (heap != RECORD_PARKED && pass.page < pass.pages &&
 			   page_is_done(&knowledge[heap], pass.page))
 			pass.page++;
+		if (heap == RECORD_PARKED && !pass.all)
+			next_free_page();
 		if (pass.page < pass.pages)
 		{
 			*place = heap;
 			*page = pass.page++;
 			return true;
 		}
+		pass.all_begun = false;
 	}
 	return false;
 }
@@ -630,12 +955,34 @@ outbox_read(bool *end)
 	}
 }
 
+/* Takes note of a page to which a chunk of a held record comes. */
+static void
+note_parked(void *argument, BlockNumber page)
+{
+	const EventPayload *payload = argument;
+	ParkedPage *parked;
+
+	if (nparked_pages == max_parked_pages)
+	{
+		int most = Max(max_parked_pages * 2, 16);
+
+		parked_pages =
+			parked_pages == NULL
+				? MemoryContextAlloc(records_context, most * sizeof(ParkedPage))
+				: repalloc(parked_pages, most * sizeof(ParkedPage));
+		max_parked_pages = most;
+	}
+	parked = &parked_pages[nparked_pages++];
+	*parked = (ParkedPage){payload->context, payload->sequence, page};
+}
+
 /* Copies a record as it is to the third heap; the original is acknowledged. */
 static void
-park_stored(const StoredRecord *stored)
+park_stored(StoredRecord *stored)
 {
-	HeapRecord record = {.status = is_foreign(stored) ? OUTBOX_FOREIGN
-													  : OUTBOX_UNREADABLE,
+	HeapRecord record = {.status = stored->to_hold      ? OUTBOX_HELD
+								   : is_foreign(stored) ? OUTBOX_FOREIGN
+														: OUTBOX_UNREADABLE,
 						 .database = stored->database,
 						 .endpoint = stored->endpoint,
 						 .created = stored->record.created,
@@ -643,7 +990,8 @@ park_stored(const StoredRecord *stored)
 						 .note = "",
 						 .payload = &stored->record.payload};
 
-	heaps_insert(reading[RECORD_PARKED], &record, NULL, NULL);
+	heaps_insert(reading[RECORD_PARKED], &record,
+				 stored->to_hold ? note_parked : NULL, &stored->record.payload);
 }
 
 /* Says what was parked, at most once a minute. */
@@ -686,14 +1034,19 @@ outbox_read_end(void)
 	List *parked = to_park;
 	ListCell *cell;
 	int foreign = 0;
+	int unreadable = 0;
 	int count = 0;
 
+	nparked_pages = 0;
 	foreach (cell, parked)
 	{
 		StoredRecord *stored = lfirst(cell);
 
 		park_stored(stored);
-		foreign += is_foreign(stored) ? 1 : 0;
+		if (is_foreign(stored))
+			foreign++;
+		else if (!stored->to_hold)
+			unreadable++;
 	}
 	for (int place = 0; place < HEAPS_COUNT; place++)
 		relation_close(reading[place], RowExclusiveLock);
@@ -707,10 +1060,22 @@ outbox_read_end(void)
 			palloc(list_length(parked) * sizeof(EventRecord *));
 
 		to_park = NIL;
+		for (int i = 0; i < nparked_pages; i++)
+			held_add(parked_pages[i].key, parked_pages[i].page,
+					 parked_pages[i].sequence);
 		foreach (cell, parked)
-			records[count++] = lfirst(cell);
+		{
+			StoredRecord *stored = lfirst(cell);
+			const EventPayload *payload = &stored->record.payload;
+
+			if (stored->to_hold && payload->prepared)
+				context_slot_count(payload->context,
+								   payload->exposures + payload->goals);
+			records[count++] = &stored->record;
+		}
 		outbox_acknowledge(records, count, false);
-		report_parked(foreign, count - foreign);
+		if (foreign + unreadable > 0)
+			report_parked(foreign, unreadable);
 		for (int i = 0; i < count; i++)
 			pfree(records[i]);
 		pfree(records);
@@ -729,7 +1094,7 @@ outbox_flush(void)
 void
 outbox_release(EventRecord *record)
 {
-	set_in_flight(record, false);
+	let_go(record);
 }
 
 /*
@@ -940,6 +1305,8 @@ truncate_heap(int place)
 		PopActiveSnapshot();
 		if (waiting == 0 && pages > 0)
 			RelationTruncate(relation, 0);
+		if (waiting == 0 && place == RECORD_PARKED)
+			held_forget_all();
 		if (place != RECORD_PARKED)
 		{
 			know_nothing(&knowledge[place]);

@@ -5,16 +5,26 @@
  * Reading takes the memory queue first, then the outbox, and turns events
  * into text as it goes.  It stops between two items, whenever a batch is full,
  * and goes on there with the next one.
+ *
+ * What session contexts have recorded comes at the end of a pass, or when it
+ * takes too much memory: for each of them one item of all its records, in their
+ * order, with the newest of the headers (units and attributes) in them.  Where
+ * that is too large for a batch, it is cut between two records if possible, and
+ * each part is a source of its own.
  */
 #include "postgres.h"
 
+#include "lib/ilist.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "data/context_slot.h"
 #include "events/encoding.h"
 #include "events/outbox.h"
 #include "events/queue.h"
 #include "worker/batch.h"
+#include "worker/contexts.h"
 #include "worker/render.h"
 
 #define BODY_START "{\"requests\":["
@@ -24,15 +34,66 @@
 #define FIRST_ITEMS 16
 /* of the payloads of dead letters, as long as no event needs more */
 #define LETTER_SIZE ((uint32) 64 * 1024)
+/* of records that are set aside */
+#define MAX_ASIDE_BYTES ((Size) 8 * 1024 * 1024)
+/* what one takes beside its payload, about */
+#define RECORD_OVERHEAD ((Size) 128)
+
+/* A record of a source. */
+typedef struct SourceRecord
+{
+	EventRecord *record;
+	bool damaged; /* could not be read to its end */
+	bool repeated; /* it is the one before once more, after a crash */
+} SourceRecord;
 
 struct BatchSource
 {
 	dlist_node node; /* in live, or in done */
-	EventRecord *record;
+	SourceRecord *records; /* in the order of their events */
+	int nrecords;
+	SourceRecord only; /* if it is just one */
+	const EventOrigin *origin; /* what it is sent under */
+	uint64 context; /* key of the session context; 0: of none */
+	char *header; /* a payload: the context as it is sent; if there is one */
+	uint32 header_length;
 	uint32 undone; /* items, and 1 while it is read */
-	bool damaged; /* could not be read to its end */
+	bool settled; /* some of its items are delivered, or refused */
 	bool give_back; /* is to be read again */
+	bool discarded; /* is not to be sent: its context has failed */
 };
+
+/* Records of a session context and an origin that were set aside. */
+typedef struct AsideKey
+{
+	uint64 context;
+	const EventOrigin *origin;
+} AsideKey;
+
+typedef struct Aside
+{
+	AsideKey key; /* first: the hash table's */
+	dlist_node node; /* in the order of their coming */
+	EventRecord **records;
+	int nrecords;
+	int max_records;
+} Aside;
+
+/* How many records of a context are there. */
+typedef struct ContextCount
+{
+	uint64 context; /* first: the hash table's */
+	int records;
+} ContextCount;
+
+/* An entry of the memory queue that a context holds; it is taken. */
+typedef struct HeldEntry
+{
+	uint64 context;
+	uint64 sequence;
+	int64 id;
+	int32 entry;
+} HeldEntry;
 
 /* An item that the collector has refused for good. */
 typedef struct Refused
@@ -54,7 +115,9 @@ static int noutbox_done = 0; /* records of the outbox in done */
 /* reading */
 static Decoder decoder;
 static Render render;
-static BatchSource *reading = NULL; /* NULL: between two records */
+static BatchSource *reading = NULL; /* NULL: between two sources */
+static int reading_at; /* the record of it that the decoder is at */
+static bool record_open; /* there is one */
 static uint32 event_number; /* in it, of the next one */
 static bool untouched; /* nothing of it was read */
 static bool item_open = false; /* the batch's last item is not complete */
@@ -63,9 +126,29 @@ static bool outbox_more = false;
 static bool outbox_open = false;
 static bool flush_needed = false;
 
+/* session contexts */
+static HTAB *asides = NULL;
+static dlist_head aside_order = DLIST_STATIC_INIT(aside_order);
+static Size aside_bytes = 0;
+static bool aside_due = false; /* they are read now */
+static Decoder header_decoder; /* at the header of the source */
+static HTAB *counts = NULL; /* ContextCount */
+static List *held_entries = NIL; /* HeldEntry */
+
 /* dead letters */
 static Decoder letter_decoder;
+static Decoder letter_header;
 static Encoder encoder;
+
+static HTAB *
+make_table(const char *name, Size key_size, Size entry_size)
+{
+	HASHCTL control = {
+		.keysize = key_size, .entrysize = entry_size, .hcxt = batch_context};
+
+	return hash_create(name, 64, &control,
+					   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
 
 void
 batch_start(bool recovery)
@@ -78,21 +161,51 @@ batch_start(bool recovery)
 			TopMemoryContext, "absmartly delivery", ALLOCSET_DEFAULT_SIZES);
 		caller = MemoryContextSwitchTo(batch_context);
 		render_init(&render, NULL);
+		asides = make_table("absmartly contexts set aside", sizeof(AsideKey),
+							sizeof(Aside));
+		counts = make_table("absmartly records of contexts", sizeof(uint64),
+							sizeof(ContextCount));
 		MemoryContextSwitchTo(caller);
 	}
+	/* the queue has them again */
+	list_free_deep(held_entries);
+	held_entries = NIL;
 	in_recovery = recovery;
 	queue_more = false;
 	outbox_more = false;
 }
 
+/* Lets go of what waits in memory, as far as it is not held any more. */
+static void
+release_held_entries(DatabaseState *state)
+{
+	ListCell *cell;
+
+	foreach (cell, held_entries)
+	{
+		HeldEntry *held = lfirst(cell);
+		EventRecord record = {
+			.place = RECORD_MEMORY, .id = held->id, .entry = held->entry};
+		TimestampTz until;
+
+		if (contexts_hold_in_pass(held->context, held->sequence, false, &until))
+			continue;
+		queue_release(state, &record);
+		held_entries = foreach_delete_current(held_entries, cell);
+		pfree(held);
+	}
+}
+
 void
-batch_pass(void)
+batch_pass(DatabaseState *state)
 {
 	if (!in_recovery)
 	{
 		outbox_pass_begin();
 		outbox_more = true;
 	}
+	else
+		release_held_entries(state);
 	/* elsewhere it has been moved to the outbox */
 	queue_more = in_recovery;
 }
@@ -100,7 +213,14 @@ batch_pass(void)
 bool
 batch_more(void)
 {
-	return reading != NULL || queue_more || outbox_more;
+	return reading != NULL || queue_more || outbox_more ||
+		   !dlist_is_empty(&aside_order);
+}
+
+bool
+batch_has_context(uint64 context)
+{
+	return hash_search(counts, &context, HASH_FIND, NULL) != NULL;
 }
 
 void
@@ -137,16 +257,77 @@ finish_one(BatchSource *source)
 		return;
 	dlist_delete(&source->node);
 	dlist_push_tail(&done, &source->node);
-	if (source->record->place != RECORD_MEMORY)
-		noutbox_done++;
+	if (source->records[0].record->place != RECORD_MEMORY)
+		noutbox_done += source->nrecords;
+}
+
+/* A record of a session context is not there any more. */
+static void
+uncount_record(uint64 context)
+{
+	ContextCount *count = hash_search(counts, &context, HASH_FIND, NULL);
+
+	if (count != NULL && --count->records == 0)
+		(void) hash_search(counts, &context, HASH_REMOVE, NULL);
 }
 
 static void
 free_source(BatchSource *source)
 {
 	dlist_delete(&source->node);
-	pfree(source->record);
+	for (int i = 0; i < source->nrecords; i++)
+	{
+		if (source->context != 0)
+			uncount_record(source->context);
+		pfree(source->records[i].record);
+	}
+	if (source->records != &source->only)
+		pfree(source->records);
+	if (source->header != NULL)
+		pfree(source->header);
 	pfree(source);
+}
+
+/* The events of a source wait no more: its context is told. */
+static void
+settle_source(const BatchSource *source)
+{
+	uint64 events = 0;
+
+	if (source->context == 0)
+		return;
+	for (int i = 0; i < source->nrecords; i++)
+	{
+		const EventPayload *payload = &source->records[i].record->payload;
+
+		if (!payload->prepared && !source->records[i].repeated)
+			events += payload->exposures + payload->goals;
+	}
+	if (events > 0)
+		context_slot_settle(source->context, events);
+}
+
+/*
+ * On a standby a record of the memory queue may have to wait: it stays there,
+ * taken, so that others are not kept up.
+ */
+static bool
+keep_in_queue(EventRecord *record)
+{
+	const EventPayload *payload = &record->payload;
+	TimestampTz until;
+	HeldEntry *held;
+
+	if (payload->context == 0 ||
+		!contexts_hold_in_pass(payload->context, payload->sequence, false,
+							   &until))
+		return false;
+	held = palloc(sizeof(HeldEntry));
+	*held = (HeldEntry){payload->context, payload->sequence, record->id,
+						record->entry};
+	held_entries = lappend(held_entries, held);
+	pfree(record);
+	return true;
 }
 
 /* The next record of the pass, NULL if there is none now. */
@@ -157,7 +338,9 @@ next_record(DatabaseState *state, bool *blocked)
 
 	if (queue_more)
 	{
-		record = queue_take(state);
+		do
+			record = queue_take(state);
+		while (record != NULL && keep_in_queue(record));
 		if (record != NULL)
 			return record;
 		queue_more = false;
@@ -183,26 +366,261 @@ next_record(DatabaseState *state, bool *blocked)
 	return record;
 }
 
-/* Starts with the next record; false if there is none now. */
+/*
+ * Records and sources
+ */
+
+/* What a record is sent under. */
+static const EventOrigin *
+origin_of(const EventRecord *record)
+{
+	return record_complete_origin(record->origin);
+}
+
+/*
+ * The same for a record of a session context.  Those that look the same to the
+ * collector are one.
+ */
+static const EventOrigin *
+origin_in_context(const EventRecord *record)
+{
+	EventOrigin origin = *origin_of(record);
+
+	origin.known = true;
+	origin.endpoint = 0;
+	return record_intern_origin(&origin);
+}
+
+/* Goes to the next record of the source that can be read, if there is one. */
+static void
+open_next_record(void)
+{
+	record_open = false;
+	if (reading->discarded)
+		return;
+	while (!record_open && ++reading_at < reading->nrecords)
+	{
+		SourceRecord *next = &reading->records[reading_at];
+		const EventPayload *payload = &next->record->payload;
+
+		if (next->repeated)
+			continue;
+		record_open = decoder_begin(&decoder, payload->data, payload->length);
+		next->damaged = !record_open;
+	}
+}
+
+/* Starts reading a source, or starts anew. */
+static void
+begin_reading(BatchSource *source)
+{
+	reading = source;
+	reading_at = -1;
+	event_number = 0;
+	untouched = true;
+	if (source->header != NULL)
+	{
+		(void) decoder_begin(&header_decoder, source->header,
+							 source->header_length);
+		(void) decoder_next(&header_decoder);
+	}
+	open_next_record();
+}
+
+/* A source of a record that is not of a session context. */
+static void
+begin_record(EventRecord *record)
+{
+	BatchSource *source = palloc0(sizeof(BatchSource));
+
+	source->only.record = record;
+	source->records = &source->only;
+	source->nrecords = 1;
+	source->origin = origin_of(record);
+	source->undone = 1;
+	dlist_push_tail(&live, &source->node);
+	begin_reading(source);
+}
+
+/* Sets a record of a session context aside. */
+static void
+set_aside(EventRecord *record)
+{
+	AsideKey key;
+	Aside *aside;
+	ContextCount *count;
+	bool found;
+
+	memset(&key, 0, sizeof(key));
+	key.context = record->payload.context;
+	key.origin = origin_in_context(record);
+	aside = hash_search(asides, &key, HASH_ENTER, &found);
+	if (!found)
+	{
+		aside->nrecords = 0;
+		aside->max_records = 0;
+		aside->records = NULL;
+		dlist_push_tail(&aside_order, &aside->node);
+	}
+	if (aside->nrecords == aside->max_records)
+	{
+		int most = Max(aside->max_records * 2, 8);
+		Size size = most * sizeof(EventRecord *);
+
+		aside->records = aside->records == NULL
+							 ? palloc(size)
+							 : repalloc(aside->records, size);
+		aside->max_records = most;
+	}
+	count = hash_search(counts, &key.context, HASH_ENTER, &found);
+	if (!found)
+		count->records = 0;
+	count->records++;
+	aside->records[aside->nrecords++] = record;
+	aside_bytes += record->payload.length + RECORD_OVERHEAD;
+}
+
+static void
+forget_aside(Aside *aside)
+{
+	AsideKey key = aside->key;
+
+	for (int i = 0; i < aside->nrecords; i++)
+		aside_bytes -= aside->records[i]->payload.length + RECORD_OVERHEAD;
+	dlist_delete(&aside->node);
+	if (aside->records != NULL)
+		pfree(aside->records);
+	(void) hash_search(asides, &key, HASH_REMOVE, NULL);
+}
+
+static int
+compare_records(const void *left, const void *right)
+{
+	const EventRecord *a = *(EventRecord *const *) left;
+	const EventRecord *b = *(EventRecord *const *) right;
+
+	if (a->payload.sequence != b->payload.sequence)
+		return a->payload.sequence < b->payload.sequence ? -1 : 1;
+	return 0;
+}
+
+/* Reads so many contexts of a record; gives how many there are. */
+static uint32
+read_contexts(const EventRecord *record, uint32 most)
+{
+	const EventPayload *payload = &record->payload;
+	uint32 contexts = 0;
+	EventKind kind;
+
+	if (!decoder_begin(&header_decoder, payload->data, payload->length))
+		return 0;
+	while (contexts < most &&
+		   (kind = decoder_next(&header_decoder)) != EVENT_END &&
+		   kind != EVENT_MALFORMED)
+		if (kind == EVENT_CONTEXT)
+			contexts++;
+	return contexts;
+}
+
+/* Makes a header of the last context in the records. */
+static void
+make_header(BatchSource *source)
+{
+	static const EventContext nothing = {0};
+	const EventContext *newest = &nothing;
+	uint32 capacity;
+
+	for (int i = source->nrecords - 1; i >= 0 && newest == &nothing; i--)
+	{
+		uint32 contexts =
+			read_contexts(source->records[i].record, PG_UINT32_MAX);
+
+		if (contexts == 0)
+			continue;
+		(void) read_contexts(source->records[i].record, contexts);
+		newest = &header_decoder.context;
+	}
+	capacity = (uint32) Max(encoder_context_bound(newest), 64);
+	source->header = palloc(capacity);
+	encoder_begin(&encoder, source->header, capacity);
+	if (!encoder_add_context(&encoder, newest))
+		elog(ERROR, "could not encode the header of a context");
+	source->header_length = encoder.at.length;
+}
+
+/* A source of the records of a session context that were set aside. */
+static BatchSource *
+make_context_source(const SourceRecord *records, int count, const AsideKey *key)
+{
+	BatchSource *source = palloc0(sizeof(BatchSource));
+
+	source->records = palloc(count * sizeof(SourceRecord));
+	memcpy(source->records, records, count * sizeof(SourceRecord));
+	source->nrecords = count;
+	source->context = key->context;
+	source->origin = key->origin;
+	source->undone = 1;
+	return source;
+}
+
+static void
+begin_context(void)
+{
+	Aside *aside = dlist_head_element(Aside, node, &aside_order);
+	int count = aside->nrecords;
+	SourceRecord *records = palloc0(count * sizeof(SourceRecord));
+	BatchSource *source;
+
+	qsort(aside->records, count, sizeof(EventRecord *), compare_records);
+	for (int i = 0; i < count; i++)
+	{
+		records[i].record = aside->records[i];
+		records[i].repeated = i > 0 && compare_records(&aside->records[i - 1],
+													   &aside->records[i]) == 0;
+	}
+	source = make_context_source(records, count, &aside->key);
+	pfree(records);
+	source->discarded = contexts_discard(source->context);
+	make_header(source);
+	forget_aside(aside);
+	dlist_push_tail(&live, &source->node);
+	begin_reading(source);
+}
+
+/* Starts with the next source; false if there is none now. */
 static bool
 begin_source(DatabaseState *state, bool *blocked)
 {
-	EventRecord *record = next_record(state, blocked);
-	BatchSource *source;
+	for (;;)
+	{
+		EventRecord *record;
 
-	if (record == NULL)
-		return false;
-	source = palloc(sizeof(BatchSource));
-	source->record = record;
-	source->undone = 1;
-	source->give_back = false;
-	source->damaged =
-		!decoder_begin(&decoder, record->payload.data, record->payload.length);
-	dlist_push_tail(&live, &source->node);
-	reading = source;
-	event_number = 0;
-	untouched = true;
-	return true;
+		if (dlist_is_empty(&aside_order))
+			aside_due = false;
+		if (aside_due)
+		{
+			begin_context();
+			return true;
+		}
+		record = next_record(state, blocked);
+		if (record == NULL)
+		{
+			if (*blocked || queue_more || outbox_more ||
+				dlist_is_empty(&aside_order))
+				return false;
+			aside_due = true;
+		}
+		else if (record->payload.context == 0)
+		{
+			begin_record(record);
+			return true;
+		}
+		else
+		{
+			set_aside(record);
+			aside_due = aside_bytes >= MAX_ASIDE_BYTES;
+		}
+	}
 }
 
 static void
@@ -230,12 +648,15 @@ begin_item(Batch *batch)
 
 	item = &batch->items[batch->nitems];
 	item->source = reading;
+	item->context = reading->context;
 	item->offset = batch->body.len;
 	item->first_event = event_number;
 	item->exposures = 0;
 	item->goals = 0;
+	batch->has_contexts |= reading->context != 0;
 	item_open = true;
-	render_begin(&render, &decoder.context);
+	render_begin(&render, reading->header != NULL ? &header_decoder.context
+												  : &decoder.context);
 }
 
 /* Completes the item that was begun, if one was. */
@@ -261,14 +682,60 @@ is_full(const Batch *batch, size_t max_bytes)
 }
 
 /*
- * Reads on in the record; false if the batch is full before the record's end.
- * A context whose events are more than a batch makes several items.
+ * What has been read of the context that is the batch's last item is more than
+ * the batch can take beside others: it becomes the first one of the next.
+ */
+static void
+cancel_item(Batch *batch)
+{
+	batch->body.len = (int) batch->items[batch->nitems].offset - 1;
+	batch->body.data[batch->body.len] = '\0';
+	item_open = false;
+	begin_reading(reading);
+}
+
+/* The rest of a context becomes a source of its own. */
+static void
+split_source(void)
+{
+	BatchSource *source = reading;
+	AsideKey key = {source->context, source->origin};
+	int kept = reading_at + 1;
+	BatchSource *rest = make_context_source(&source->records[kept],
+											source->nrecords - kept, &key);
+
+	rest->header = palloc(source->header_length);
+	memcpy(rest->header, source->header, source->header_length);
+	rest->header_length = source->header_length;
+	source->nrecords = kept;
+	dlist_push_tail(&live, &rest->node);
+	finish_one(source);
+	begin_reading(rest);
+}
+
+/* A record of the source has come to its end. */
+static void
+end_record(Batch *batch)
+{
+	/* some of it has made an item already, which was too large for more */
+	if (reading->undone > 1 && reading_at + 1 < reading->nrecords)
+	{
+		end_item(batch);
+		split_source();
+	}
+	else
+		open_next_record();
+}
+
+/*
+ * Reads on in the source; false if the batch is full before its end.  A context
+ * whose events are more than a batch makes several items.
  */
 static bool
 read_source(Batch *batch, size_t max_bytes)
 {
 	untouched = false;
-	while (!reading->damaged)
+	while (record_open)
 	{
 		BatchItem *item;
 		EventKind kind = decoder_next(&decoder);
@@ -276,6 +743,8 @@ read_source(Batch *batch, size_t max_bytes)
 		switch (kind)
 		{
 			case EVENT_CONTEXT:
+				if (reading->header != NULL)
+					continue;
 				end_item(batch);
 				if (is_full(batch, max_bytes))
 					return false;
@@ -283,11 +752,12 @@ read_source(Batch *batch, size_t max_bytes)
 			case EVENT_EXPOSURE:
 			case EVENT_GOAL:
 				break;
-			case EVENT_END:
-				end_item(batch);
-				return true;
 			case EVENT_MALFORMED:
-				reading->damaged = true;
+				reading->records[reading_at].damaged = true;
+				end_record(batch);
+				continue;
+			case EVENT_END:
+				end_record(batch);
 				continue;
 		}
 
@@ -308,19 +778,16 @@ read_source(Batch *batch, size_t max_bytes)
 
 		if ((size_t) (batch->body.len + render.goals.len) >= max_bytes)
 		{
-			end_item(batch);
+			if (reading->context != 0 && batch->nitems > 0 &&
+				item->first_event == 0)
+				cancel_item(batch);
+			else
+				end_item(batch);
 			return false;
 		}
 	}
 	end_item(batch);
 	return true;
-}
-
-/* What a record is sent under. */
-static const EventOrigin *
-origin_of(const EventRecord *record)
-{
-	return record_complete_origin(record->origin);
 }
 
 /* Whether two origins look the same to the collector. */
@@ -334,19 +801,21 @@ same_origin(const EventOrigin *left, const EventOrigin *right)
 			strcmp(left->environment, right->environment) == 0);
 }
 
-/* Whether the record may go into the batch; whole ones are preferred. */
+/* Whether the source may go into the batch; whole ones are preferred. */
 static bool
 may_join(const Batch *batch, size_t max_bytes)
 {
-	const EventRecord *record = reading->record;
+	uint32 items = reading->context != 0
+					   ? 1
+					   : reading->records[0].record->payload.contexts;
 
 	if (batch->nitems == 0)
 		return true;
 	if (is_full(batch, max_bytes) ||
-		!same_origin(batch->origin, origin_of(record)))
+		!same_origin(batch->origin, reading->origin))
 		return false;
-	return !untouched || record->payload.contexts + (uint32) batch->nitems <=
-							 (uint32) settings_batch_size;
+	return !untouched ||
+		   items + (uint32) batch->nitems <= (uint32) settings_batch_size;
 }
 
 BatchRead
@@ -367,7 +836,7 @@ batch_fill(DatabaseState *state, Batch *batch, size_t max_bytes)
 		if (!may_join(batch, max_bytes))
 			break;
 		if (batch->nitems == 0)
-			batch->origin = origin_of(reading->record);
+			batch->origin = reading->origin;
 		if (!read_source(batch, max_bytes))
 			break;
 		end_source();
@@ -442,6 +911,7 @@ move_items(const Batch *batch, int from, int to)
 	const BatchItem *last = &batch->items[to - 1];
 
 	moved->origin = batch->origin;
+	moved->has_contexts = batch->has_contexts;
 	appendBinaryStringInfo(&moved->body, batch->body.data + first->offset,
 						   (int) (last->offset + last->length - first->offset));
 	moved->nitems = to - from;
@@ -482,7 +952,10 @@ void
 batch_done(Batch *batch)
 {
 	for (int i = batch->first; i < batch->nitems; i++)
+	{
+		batch->items[i].source->settled = true;
 		finish_one(batch->items[i].source);
+	}
 }
 
 void
@@ -496,6 +969,7 @@ batch_refuse(Batch *batch, int item, const char *words)
 	entry->nevents = which->exposures + which->goals;
 	entry->words = MemoryContextStrdup(batch_context, words);
 	dlist_push_tail(&refused, &entry->node);
+	which->source->settled = true;
 	which->source = NULL;
 }
 
@@ -531,6 +1005,33 @@ batch_compact(Batch *batch)
 }
 
 void
+batch_drop_held(Batch *batch)
+{
+	bool dropped = false;
+
+	if (!batch->has_contexts)
+		return;
+	for (int i = batch->first; i < batch->nitems; i++)
+	{
+		BatchItem *item = &batch->items[i];
+		BatchSource *source = item->source;
+		const EventRecord *last;
+
+		if (item->context == 0 || source->settled)
+			continue;
+		last = source->records[source->nrecords - 1].record;
+		if (!contexts_hold(item->context, last->payload.sequence))
+			continue;
+		source->give_back = true;
+		finish_one(source);
+		item->source = NULL;
+		dropped = true;
+	}
+	if (dropped)
+		batch_compact(batch);
+}
+
+void
 batch_free(Batch *batch)
 {
 	collector_forget_key(&batch->key);
@@ -543,11 +1044,14 @@ batch_have_refused(void)
 	return !dlist_is_empty(&refused);
 }
 
-/* Keeps what was encoded, if anything was. */
+/*
+ * Keeps what was encoded, if anything was.  A dead letter is of no session
+ * context: its events are pending no more.
+ */
 static void
 park_encoded(const Refused *letter)
 {
-	const EventRecord *record = letter->source->record;
+	const EventRecord *record = letter->source->records[0].record;
 	EventPayload payload = {.data = encoder.data,
 							.length = encoder.at.length,
 							.contexts = encoder.at.contexts,
@@ -560,57 +1064,72 @@ park_encoded(const Refused *letter)
 }
 
 static bool
-encode_event(EventKind kind)
+encode_event(EventKind kind, const EventContext *context)
 {
 	return kind == EVENT_GOAL
-			   ? encoder_add_goal(&encoder, &letter_decoder.context,
-								  &letter_decoder.goal)
-			   : encoder_add_exposure(&encoder, &letter_decoder.context,
+			   ? encoder_add_goal(&encoder, context, &letter_decoder.goal)
+			   : encoder_add_exposure(&encoder, context,
 									  &letter_decoder.exposure);
 }
 
-/* Makes dead letters of an item's events, which are in its record still. */
+/* Encodes the event that the decoder is at; what there was is kept before. */
+static void
+encode_letter(const Refused *letter, EventKind kind,
+			  const EventContext *context)
+{
+	size_t bound;
+
+	if (encode_event(kind, context))
+		return;
+	park_encoded(letter);
+	bound = kind == EVENT_GOAL
+				? encoder_goal_bound(context, &letter_decoder.goal)
+				: encoder_exposure_bound(context, &letter_decoder.exposure);
+	if (bound > encoder.capacity)
+		encoder_begin(&encoder, repalloc(encoder.data, bound), (uint32) bound);
+	else
+		encoder_begin(&encoder, encoder.data, encoder.capacity);
+	if (!encode_event(kind, context))
+		elog(ERROR, "could not encode an event for the dead letters");
+}
+
+/* Makes dead letters of an item's events, which are in its records still. */
 static void
 park_letter(const Refused *letter)
 {
-	const EventPayload *payload = &letter->source->record->payload;
-	uint32 capacity = LETTER_SIZE;
-	char *data = palloc(capacity);
+	const BatchSource *source = letter->source;
+	const EventContext *context = &letter_decoder.context;
+	uint32 end = letter->first_event + letter->nevents;
 	uint32 number = 0;
 
-	if (!decoder_begin(&letter_decoder, payload->data, payload->length))
-		return;
-	encoder_begin(&encoder, data, capacity);
-	while (number < letter->first_event + letter->nevents)
+	if (source->header != NULL)
 	{
-		EventKind kind = decoder_next(&letter_decoder);
+		/* as they were sent; what is being read has its own header */
+		(void) decoder_begin(&letter_header, source->header,
+							 source->header_length);
+		(void) decoder_next(&letter_header);
+		context = &letter_header.context;
+	}
+	encoder_begin(&encoder, palloc(LETTER_SIZE), LETTER_SIZE);
+	for (int i = 0; i < source->nrecords && number < end; i++)
+	{
+		const EventPayload *payload = &source->records[i].record->payload;
 
-		if (kind == EVENT_END || kind == EVENT_MALFORMED)
-			break;
-		if (kind == EVENT_CONTEXT || number++ < letter->first_event)
+		if (source->records[i].repeated ||
+			!decoder_begin(&letter_decoder, payload->data, payload->length))
 			continue;
-		if (!encode_event(kind))
+		while (number < end)
 		{
-			size_t bound =
-				kind == EVENT_GOAL
-					? encoder_goal_bound(&letter_decoder.context,
-										 &letter_decoder.goal)
-					: encoder_exposure_bound(&letter_decoder.context,
-											 &letter_decoder.exposure);
+			EventKind kind = decoder_next(&letter_decoder);
 
-			park_encoded(letter);
-			if (bound > capacity)
-			{
-				capacity = (uint32) bound;
-				data = repalloc(data, capacity);
-			}
-			encoder_begin(&encoder, data, capacity);
-			if (!encode_event(kind))
-				elog(ERROR, "could not encode an event for the dead letters");
+			if (kind == EVENT_END || kind == EVENT_MALFORMED)
+				break;
+			if (kind != EVENT_CONTEXT && number++ >= letter->first_event)
+				encode_letter(letter, kind, context);
 		}
 	}
 	park_encoded(letter);
-	pfree(data);
+	pfree(encoder.data);
 }
 
 void
@@ -638,13 +1157,44 @@ batch_have_done(void)
 
 /* Gives a record back, to be read again. */
 static void
+release_record(DatabaseState *state, EventRecord *record)
+{
+	if (record->place == RECORD_MEMORY)
+		queue_release(state, record);
+	else
+		outbox_release(record);
+}
+
+static void
 release_source(DatabaseState *state, BatchSource *source)
 {
-	if (source->record->place == RECORD_MEMORY)
-		queue_release(state, source->record);
-	else
-		outbox_release(source->record);
+	for (int i = 0; i < source->nrecords; i++)
+		release_record(state, source->records[i].record);
 	free_source(source);
+}
+
+/* Keeps those records of a source that could not be read. */
+static void
+park_damaged(BatchSource *source)
+{
+	for (int i = 0; i < source->nrecords; i++)
+	{
+		const EventRecord *record = source->records[i].record;
+		EventPayload payload = record->payload;
+
+		if (!source->records[i].damaged)
+			continue;
+		ereport(WARNING, (errcode(ERRCODE_DATA_CORRUPTED),
+						  errmsg("absmartly: a record of events is damaged"),
+						  errdetail("What could be read of it was sent.")));
+		/* its events are pending no more */
+		payload.context = 0;
+		payload.sequence = 0;
+		if (!in_recovery)
+			outbox_park(record->origin, record->created, &payload,
+						OUTBOX_UNREADABLE, "the record is damaged");
+		source->records[i].damaged = false;
+	}
 }
 
 /* Handles the records that are done but not simply delivered. */
@@ -656,29 +1206,21 @@ settle_special(DatabaseState *state)
 	dlist_foreach_modify(iter, &done)
 	{
 		BatchSource *source = dlist_container(BatchSource, node, iter.cur);
-		EventRecord *record = source->record;
+		bool memory = source->records[0].record->place == RECORD_MEMORY;
 
 		if (source->give_back)
 		{
-			if (record->place != RECORD_MEMORY)
-				noutbox_done--;
+			if (!memory)
+				noutbox_done -= source->nrecords;
 			release_source(state, source);
 			continue;
 		}
-		if (source->damaged)
+		park_damaged(source);
+		if (memory)
 		{
-			ereport(WARNING,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("absmartly: a record of events is damaged"),
-					 errdetail("What could be read of it was sent.")));
-			if (!in_recovery)
-				outbox_park(record->origin, record->created, &record->payload,
-							OUTBOX_UNREADABLE, "the record is damaged");
-			source->damaged = false;
-		}
-		if (record->place == RECORD_MEMORY)
-		{
-			queue_remove(state, record);
+			for (int i = 0; i < source->nrecords; i++)
+				queue_remove(state, source->records[i].record);
+			settle_source(source);
 			free_source(source);
 		}
 	}
@@ -698,16 +1240,48 @@ batch_acknowledge(DatabaseState *state, bool flush)
 	records = palloc(noutbox_done * sizeof(EventRecord *));
 	dlist_foreach(iter, &done)
 	{
-		records[nrecords++] =
-			dlist_container(BatchSource, node, iter.cur)->record;
+		const BatchSource *source =
+			dlist_container(BatchSource, node, iter.cur);
+
+		for (int i = 0; i < source->nrecords; i++)
+			records[nrecords++] = source->records[i].record;
 	}
 	outbox_acknowledge(records, nrecords, flush);
 	dlist_foreach_modify(each, &done)
 	{
-		free_source(dlist_container(BatchSource, node, each.cur));
+		BatchSource *source = dlist_container(BatchSource, node, each.cur);
+
+		settle_source(source);
+		free_source(source);
 	}
 	noutbox_done = 0;
 	pfree(records);
+}
+
+/* Gives back what was set aside. */
+static void
+release_asides(DatabaseState *state)
+{
+	while (!dlist_is_empty(&aside_order))
+	{
+		Aside *aside = dlist_head_element(Aside, node, &aside_order);
+		EventRecord **records = aside->records;
+		int count = aside->nrecords;
+
+		aside->records = NULL;
+		for (int i = 0; i < count; i++)
+			aside_bytes -= records[i]->payload.length + RECORD_OVERHEAD;
+		aside->nrecords = 0;
+		forget_aside(aside);
+		for (int i = 0; i < count; i++)
+		{
+			release_record(state, records[i]);
+			uncount_record(records[i]->payload.context);
+			pfree(records[i]);
+		}
+		pfree(records);
+	}
+	aside_due = false;
 }
 
 void
@@ -725,6 +1299,7 @@ batch_release_all(DatabaseState *state)
 		release_source(state, dlist_head_element(BatchSource, node, &live));
 	while (!dlist_is_empty(&done))
 		release_source(state, dlist_head_element(BatchSource, node, &done));
+	release_asides(state);
 	noutbox_done = 0;
 	reading = NULL;
 	item_open = false;

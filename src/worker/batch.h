@@ -6,6 +6,9 @@
  * protocol.  A batch holds the items of several records; a record that is too
  * large for one batch is spread over several.  So a record is acknowledged
  * when all its items are done: delivered, or kept as dead letters.
+ *
+ * A session context leaves many records, which together become one item: they
+ * are set aside until all of the pass has been read.
  */
 #ifndef ABSMARTLY_WORKER_BATCH_H
 #define ABSMARTLY_WORKER_BATCH_H
@@ -18,16 +21,17 @@
 #include "events/record.h"
 #include "worker/collector.h"
 
-/* A record whose items are being delivered. */
+/* A record whose items are being delivered, or the records of a context. */
 typedef struct BatchSource BatchSource;
 
 /* One publish request. */
 typedef struct BatchItem
 {
 	BatchSource *source;
+	uint64 context; /* key of the session context; 0: of none */
 	uint32 offset; /* in the batch's body */
 	uint32 length;
-	uint32 first_event; /* number of its first event in the record */
+	uint32 first_event; /* number of its first event in the source */
 	uint32 exposures;
 	uint32 goals;
 } BatchItem;
@@ -38,6 +42,7 @@ typedef struct Batch
 	MemoryContext context; /* of all that belongs to it */
 	uint64 serial; /* in the order of reading */
 	const EventOrigin *origin;
+	bool has_contexts; /* there may be items of session contexts */
 	StringInfoData body;
 	BatchItem *items;
 	int max_items;
@@ -71,7 +76,7 @@ typedef enum BatchRead
 extern void batch_start(bool recovery);
 
 /* Starts a pass over all that is committed now.  May raise. */
-extern void batch_pass(void);
+extern void batch_pass(DatabaseState *state);
 
 /* Whether the pass has not come to its end. */
 extern bool batch_more(void);
@@ -109,7 +114,17 @@ extern void batch_refuse(Batch *batch, int item, const char *words);
 extern bool batch_is_refused(const Batch *batch, int item);
 extern void batch_compact(Batch *batch);
 
+/*
+ * Takes items out of the batch whose session contexts hold them (again), and
+ * gives their records back.  Some of what is left may be held nevertheless: the
+ * rest of what has been delivered in part.
+ */
+extern void batch_drop_held(Batch *batch);
+
 extern void batch_free(Batch *batch);
+
+/* Whether records of a session context were read and not acknowledged. */
+extern bool batch_has_context(uint64 context);
 
 /*
  * Keeps what was refused as dead letters; acknowledges the records all of

@@ -9,6 +9,10 @@
  * delivered since this one was first tried: then it is this one's alone, and
  * does not stop the others.
  *
+ * Who has a session context published waits for that context's events alone:
+ * until they are delivered, or a round with them has failed.  Those of a
+ * context that holds its events leave their batch then.
+ *
  * Nothing that fails on this side of the connection may end the worker: each
  * step that reads or writes the database is tried, reported, and tried again.
  */
@@ -28,6 +32,7 @@
 #include "settings.h"
 #include "worker/batch.h"
 #include "worker/collector.h"
+#include "worker/contexts.h"
 #include "worker/drain.h"
 #include "worker/publish.h"
 #include "worker/refused.h"
@@ -97,6 +102,9 @@ static bool ticket_read; /* and come to its end */
 static uint64 ticket_serial; /* of the last batch that it is about */
 static int64 ticket_delivered; /* events, at its beginning */
 static int64 events_delivered = 0; /* ever */
+
+/* there may be items in batches that their contexts hold again */
+static bool drop_wanted = false;
 
 /* Starts a pause at this moment. */
 static void
@@ -172,6 +180,22 @@ take_ticket(DatabaseState *state)
 	end_pauses();
 }
 
+/* Looks at what session contexts want; at their requests pauses end, too. */
+static void
+look_at_contexts(DatabaseState *state)
+{
+	bool asked;
+
+	if (contexts_look(state, &asked))
+	{
+		pass_wanted = true;
+		drop_wanted = true;
+	}
+	/* another waiter's round is not prolonged */
+	if (asked && ticket == 0)
+		end_pauses();
+}
+
 /*
  * What keeps events from being sent, NULL: nothing.  They are kept then.
  */
@@ -218,6 +242,32 @@ halve(Batch *batch)
 	half->pause = batch->pause;
 	put_aside(batch);
 	put_aside(half);
+}
+
+/*
+ * A batch could not be delivered: tells who waits for it, and the event logger.
+ * Whose context's error it is has no other one; if nothing gets through, it is
+ * that of all who wait.
+ */
+static void
+tell_failure(DatabaseState *state, const Batch *batch, bool alone,
+			 const char *error)
+{
+	bool others = false;
+
+	for (int i = batch->first; i < batch->nitems && !others; i++)
+		others = !contexts_requested(batch->items[i].context);
+	if (others)
+		worker_log_error(state, 0, error);
+	if (!alone)
+		contexts_fail(state, 0, ERRCODE_CONNECTION_FAILURE, error);
+	else
+		for (int i = batch->first; i < batch->nitems; i++)
+			if (batch->items[i].context != 0)
+				contexts_fail(state, batch->items[i].context,
+							  ERRCODE_CONNECTION_FAILURE, error);
+	drop_wanted = true;
+	finish_ticket(state, ERRCODE_CONNECTION_FAILURE, error);
 }
 
 /*
@@ -271,13 +321,12 @@ fail_round(DatabaseState *state, Batch *batch, const Failure *failure,
 		failure_reported = true;
 		reported_kind = failure->kind;
 	}
+	tell_failure(state, batch, alone, failure->error);
 	if (alone && batch->failed_rounds >= ROUNDS_ALONE && batch_count(batch) > 1)
 	{
 		take_out(batch);
 		halve(batch);
 	}
-	worker_log_error(state, failure->error);
-	finish_ticket(state, ERRCODE_CONNECTION_FAILURE, failure->error);
 }
 
 /*
@@ -433,6 +482,16 @@ send_some(DatabaseState *state, HttpClient *client, bool fresh)
 
 		if (fresh && batch->rounds > 0)
 			continue;
+		if (batch->has_contexts && batch_left(batch) == 0)
+		{
+			batch_drop_held(batch);
+			if (batch_count(batch) == 0)
+			{
+				take_out(batch);
+				batch_free(batch);
+				continue;
+			}
+		}
 		while (must_carve(batch) && batch_left(batch) == 0 &&
 			   nrunning < settings_max_connections)
 			send_batch(state, client, batch_carve(batch));
@@ -455,6 +514,28 @@ send_waiting(DatabaseState *state, HttpClient *client)
 	if (failed_rounds > 0)
 		send_some(state, client, true);
 	send_some(state, client, false);
+}
+
+/* Lets items leave their batches whose contexts hold them again. */
+static void
+drop_held(void)
+{
+	dlist_mutable_iter iter;
+
+	if (!drop_wanted)
+		return;
+	drop_wanted = false;
+	dlist_foreach_modify(iter, &waiting)
+	{
+		Batch *batch = dlist_container(Batch, node, iter.cur);
+
+		batch_drop_held(batch);
+		if (batch_count(batch) == 0)
+		{
+			take_out(batch);
+			batch_free(batch);
+		}
+	}
 }
 
 /*
@@ -491,7 +572,7 @@ listen_to_backends(DatabaseState *state)
 static void
 step_start(DatabaseState *state, void *argument)
 {
-	outbox_worker_start(state);
+	outbox_worker_start(state, contexts_hold_in_pass);
 	started = true;
 }
 
@@ -504,10 +585,7 @@ wants_to_start(void)
 static void
 step_pass(DatabaseState *state, void *argument)
 {
-	/* what was committed by now is seen by this pass */
-	(void) shared_events_take(state);
-	told = 0;
-	batch_pass();
+	batch_pass(state);
 }
 
 typedef struct FillStep
@@ -533,22 +611,48 @@ wants_to_read(void)
 		   nrunning < settings_max_connections;
 }
 
+/*
+ * Whether a pass is to begin.  Who waits is served by one that begins after
+ * him, even if another one goes on; but each that serves somebody comes to its
+ * end.
+ */
+static bool
+must_begin_pass(void)
+{
+	if (!pass_wanted)
+		return false;
+	if (!batch_more())
+		return true;
+	if ((ticket != 0 && ticket_pass && !ticket_read) || contexts_in_pass())
+		return false;
+	return (ticket != 0 && !ticket_pass) || contexts_want_pass();
+}
+
 /* Reads the next batch and lets it wait to be sent. */
 static void
 read_batch(DatabaseState *state)
 {
 	FillStep fill = {.result = BATCH_NO_MORE};
 
-	/* a ticket's pass begins after it, even if another one goes on */
-	if (pass_wanted && (!batch_more() || (ticket != 0 && !ticket_pass)))
+	if (must_begin_pass())
 	{
+		/* what was committed by now is seen by this pass */
+		(void) shared_events_take(state);
+		told = 0;
+		contexts_pass_begun(state);
 		/* what is sent may fail for days: all of it has to be safe */
 		if (!recovery && queue_oldest(state) != 0 &&
 			!step_try(state, "could not write exposures to the outbox",
 					  drain_queue, NULL))
+		{
+			contexts_pass_lost();
 			return;
+		}
 		if (!step_try(state, "could not read events", step_pass, NULL))
+		{
+			contexts_pass_lost();
 			return;
+		}
 		pass_wanted = false;
 		ticket_pass = ticket != 0;
 		pause_for(&fallback, FALLBACK_MS);
@@ -560,6 +664,7 @@ read_batch(DatabaseState *state)
 		batch_recover(fill.batch);
 		pass_wanted = true;
 		ticket_pass = false;
+		contexts_pass_lost();
 	}
 	else if (fill.result == BATCH_BLOCKED)
 		pause_for(&read_pause, BLOCKED_PAUSE_MS);
@@ -573,6 +678,8 @@ read_batch(DatabaseState *state)
 		ticket_read = true;
 		ticket_serial = last_serial;
 	}
+	if (!batch_more())
+		contexts_pass_read();
 }
 
 /*
@@ -603,12 +710,16 @@ publish_begin(DatabaseState *state, HttpClient *client)
 	const char *reason = obstacle(state);
 
 	take_ticket(state);
+	look_at_contexts(state);
+	drop_held();
 	if (wants_to_start() && step_pause_left() <= 0)
 		(void) step_try(state, "could not look at the outbox", step_start,
 						NULL);
 	save_queue(state);
 	if (reason != NULL)
 	{
+		contexts_fail(state, 0, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+					  reason);
 		finish_ticket(state, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, reason);
 		return;
 	}
@@ -833,8 +944,8 @@ log_delivered(DatabaseState *state)
 			dlist_container(Batch, node, dlist_pop_head_node(&delivered));
 
 		for (int i = batch->first; i < batch->nitems; i++)
-			worker_log_event(state, "publish", batch_item_text(batch, i),
-							 batch->items[i].length);
+			worker_log_event(state, batch->items[i].context, "publish",
+							 batch_item_text(batch, i), batch->items[i].length);
 		batch_free(batch);
 	}
 }
@@ -937,6 +1048,7 @@ void
 publish_settle(DatabaseState *state)
 {
 	report_drops(state);
+	drop_held();
 	if (step_pause_left() <= 0)
 	{
 		acknowledge(state, false);
@@ -944,6 +1056,7 @@ publish_settle(DatabaseState *state)
 	}
 	log_delivered(state);
 	refused_report(recovery);
+	contexts_finish_served(state);
 	if (ticket_served())
 		finish_ticket(state, 0, NULL);
 }
@@ -969,6 +1082,7 @@ publish_start(DatabaseState *state)
 	recovery = RecoveryInProgress();
 	started = false;
 	outbox_note_endpoint(state);
+	contexts_start();
 	batch_start(recovery);
 	queue_worker_start(state);
 	forget_collector();
@@ -1033,7 +1147,7 @@ publish_timeout(DatabaseState *state)
 	}
 	if (wants_to_start())
 		timeout = collector_earlier(timeout, step_pause_left());
-	if (ticket_served())
+	if (ticket_served() || contexts_are_served())
 		timeout = 0;
 	else if (batch_have_done() || batch_have_refused())
 		timeout = collector_earlier(timeout, step_pause_left());
@@ -1046,6 +1160,7 @@ publish_timeout(DatabaseState *state)
 		(void) shared_events_sleep(state, 0);
 		return timeout;
 	}
+	timeout = collector_earlier(timeout, contexts_timeout());
 	if (nrunning < settings_max_connections)
 	{
 		dlist_foreach(iter, &waiting)
@@ -1097,6 +1212,7 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 	if (send)
 	{
 		end_pauses();
+		contexts_let_go();
 		pass_wanted = true;
 	}
 	while ((left = collector_pause_left(&end)) > 0)

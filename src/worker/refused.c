@@ -11,6 +11,7 @@
 #include "utils/timestamp.h"
 
 #include "data/store.h"
+#include "worker/contexts.h"
 #include "worker/refused.h"
 #include "worker/response.h"
 
@@ -35,6 +36,8 @@ refuse(DatabaseState *state, Batch *batch, int item, const char *words)
 	state->publish.exposures_rejected += which->exposures;
 	state->publish.goals_rejected += which->goals;
 	LWLockRelease(&state->lock);
+	if (which->context != 0)
+		contexts_refused(which->context, last_words);
 	batch_refuse(batch, item, last_words);
 }
 
