@@ -815,8 +815,11 @@ take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	if (stored->record.ntids == stored->chunks)
 		sort_record(stored);
 
-	/* no hint yet: its commit may not be on disk */
-	if (goals && !HeapTupleHeaderXminCommitted(tuple->t_data))
+	/*
+	 * Its commit may not be on disk.  That the row is hinted to be committed
+	 * does not tell: such a hint may come before, on a page that is younger.
+	 */
+	if (goals)
 	{
 		XLogRecPtr commit =
 			TransactionIdGetCommitLSN(HeapTupleHeaderGetXmin(tuple->t_data));

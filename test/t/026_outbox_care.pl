@@ -1,0 +1,86 @@
+
+# What the outbox owes to the disk and to the server's other inhabitants.
+
+use strict;
+use warnings;
+
+use AbsmartlyTest;
+use Test::More;
+
+my $collector = start_collector(data => experiments(experiment('exp')));
+my $node = start_node('main', collector => $collector, settings => <<'EOT');
+absmartly.publish_delay = 0
+absmartly.request_timeout = 2s
+autovacuum = off
+bgwriter_lru_maxpages = 0
+fsync = on
+max_prepared_transactions = 5
+EOT
+ok(wait_ready($node), 'ready');
+
+sub sql
+{
+	my ($query, $database) = @_;
+
+	return $node->safe_psql($database // 'postgres', $query);
+}
+
+sub track
+{
+	my ($goal, $number) = @_;
+
+	return sprintf q{SELECT count(absmartly_track(jsonb_build_object('user_id', i), '%s')) FROM generate_series(1, %d) AS i},
+		$goal, $number // 1;
+}
+
+sub arrived
+{
+	my ($goal) = @_;
+
+	return scalar $collector->goals(space => '/v1', name => $goal);
+}
+
+sub set_publishing
+{
+	my ($value) = @_;
+
+	configure($node, "absmartly.publishing = $value");
+	return await(sub { my (undef, undef, $error) = $node->psql('postgres', q{SELECT absmartly_publish('10 s')}); ($error =~ /is off/) == ($value eq 'off') });
+}
+
+# A goal that the collector has received must not be undone by a crash, however lazily its transaction was committed.
+subtest 'a goal is sent when its commit is on disk' => sub {
+	ok(set_publishing('off'), 'events wait');
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my ($writer) = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
+
+	kill 'STOP', $writer;
+	$session->query_safe('SET synchronous_commit = off; ' . track('lazy'));
+	my $committed = $session->query_safe('SELECT pg_current_wal_insert_lsn()');
+
+	# a transaction that fails after it has written to the outbox: the page is younger than the commit
+	$session->query(<<"EOT");
+BEGIN;
+CREATE TEMPORARY TABLE one (id int PRIMARY KEY) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE other (id int REFERENCES one);
+@{[ track('failed') ]};
+COMMIT;
+EOT
+	like($session->{stderr}, qr/unsupported ON COMMIT and foreign key combination/, 'a transaction fails at its end');
+	$session->{stderr} = '';
+	is(sql("SELECT pg_current_wal_flush_lsn() < '$committed'"), 't', 'the commit is not on disk');
+
+	$collector->fault('/v1', { match => { method => 'PUT' }, hang => 1, times => -1 });
+	configure($node, 'absmartly.publishing = on');
+	ok($collector->wait_for_request(method => 'PUT', state => 'pending', timeout => 60), 'the goal is on its way');
+	is(sql("SELECT pg_current_wal_flush_lsn() >= '$committed'"), 't', 'and its commit on disk');
+
+	kill 'CONT', $writer;
+	$session->quit;
+	$collector->clear_faults('/v1');
+	ok(set_publishing('on'), 'it is delivered');
+	is(arrived('failed'), 0, 'and the one that failed is not');
+};
+
+$node->stop;
+done_testing();
