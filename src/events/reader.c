@@ -50,8 +50,9 @@
 #define ROTATE_PAGES 1024
 /* the same when nothing waits */
 #define ROTATE_IDLE_PAGES 64
-/* after a heap could not be locked */
+/* after a heap could not be locked: doubled while it can't */
 #define RETRY_MS 500L
+#define MAX_RETRY_DOUBLINGS 5
 /* between two reports of the same */
 #define REPORT_MS 60000
 
@@ -1357,9 +1358,29 @@ look_at_heaps(void)
 	return found;
 }
 
+/* Whether writers should leave the active heap for the other one. */
+static bool
+is_time_to_change(int active, BlockNumber least)
+{
+	const HeapKnowledge *left = &knowledge[active];
+	const HeapKnowledge *entered = &knowledge[1 - active];
+
+	if (left->pages < least)
+		return false;
+	if (heap_is_drained(entered))
+		return entered->pages < left->pages;
+
+	/*
+	 * It holds rows of prepared transactions, perhaps for good, or more events
+	 * come than can be sent.  The active one must not grow for ever for that.
+	 */
+	return entered->pages < left->pages / 2;
+}
+
 long
 outbox_maintain(DatabaseState *state, bool idle)
 {
+	static int failed = 0; /* in a row */
 	BlockNumber least = idle ? ROTATE_IDLE_PAGES : ROTATE_PAGES;
 	bool locked = true;
 	int active;
@@ -1374,13 +1395,20 @@ outbox_maintain(DatabaseState *state, bool idle)
 		(idle || heap_is_drained(&knowledge[other])))
 		locked = truncate_heap(other);
 	if (pg_atomic_read_u32(&state->outbox_blocks[active]) >= least &&
-		look_at_heaps() && knowledge[active].pages >= least &&
-		heap_is_drained(&knowledge[other]) &&
-		knowledge[other].pages < knowledge[active].pages)
+		look_at_heaps() && is_time_to_change(active, least))
 	{
+		bool stays = !heap_is_drained(&knowledge[other]);
+
 		pg_atomic_write_u32(&state->outbox_active, (uint32) other);
 		if (idle)
-			locked &= truncate_heap(active);
+		{
+			bool truncated = truncate_heap(active);
+
+			locked &= truncated;
+			/* a heap that can't be emptied is not to grow */
+			if (truncated && stays)
+				pg_atomic_write_u32(&state->outbox_active, (uint32) active);
+		}
 	}
 	if (idle && parked_changed)
 	{
@@ -1391,5 +1419,10 @@ outbox_maintain(DatabaseState *state, bool idle)
 			locked = false;
 		}
 	}
-	return locked ? -1 : RETRY_MS;
+	if (locked)
+	{
+		failed = 0;
+		return -1;
+	}
+	return RETRY_MS << Min(failed++, MAX_RETRY_DOUBLINGS);
 }

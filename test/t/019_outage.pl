@@ -25,6 +25,7 @@ absmartly.publish_delay = 100ms
 absmartly.exposure_dedup_interval = 0
 absmartly.max_retries = 1
 max_wal_size = 4GB
+max_prepared_transactions = 5
 EOT
 ok(wait_ready($node), 'ready');
 
@@ -258,6 +259,30 @@ subtest 'a session that has read the outbox' => sub {
 	outbox_is_small('they shrink when it ends');
 	arrived('and nothing is repeated then', goals => 3 * $number);
 	$session->quit;
+};
+
+# One that nobody finishes must not have the files keep what others have delivered.
+subtest 'a prepared transaction' => sub {
+	my $number = 300_000;
+	my $rounds = 10;
+	my $most = 0;
+
+	$sink->forget;
+	sql('BEGIN; ' . goals_of(0, 0) . q{; PREPARE TRANSACTION 'forgotten'});
+	for my $round (0 .. $rounds - 1)
+	{
+		sql(goals_of($round * $number + 1, ($round + 1) * $number));
+		publish();
+		my $bytes = stat_of($node, 'outbox_bytes');
+		$most = $bytes if $bytes > $most;
+	}
+	note("at most $most bytes");
+	cmp_ok($most, '<', 5 * 32 * $number, 'the files take what some rounds need');
+	arrived('all others are delivered, once', goals => $rounds * $number, digest => FastSink::digest_of(1 .. $rounds * $number));
+	sql(q{COMMIT PREPARED 'forgotten'});
+	publish();
+	arrived('it, too, when it commits', goals => $rounds * $number + 1);
+	outbox_is_small('then nothing is left');
 };
 
 #

@@ -14,7 +14,6 @@ absmartly.request_timeout = 2s
 autovacuum = off
 bgwriter_lru_maxpages = 0
 fsync = on
-max_prepared_transactions = 5
 EOT
 ok(wait_ready($node), 'ready');
 
