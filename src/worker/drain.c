@@ -36,6 +36,9 @@
 /* beyond that a record is left as it is, as is one of a session context */
 #define MAX_MERGED_RECORD 2048
 
+/* what is moved in a transaction: no more is held in memory at a time */
+#define DRAIN_BYTES ((Size) 4 * 1024 * 1024)
+
 typedef struct Merge
 {
 	OutboxWriter *writer;
@@ -127,25 +130,34 @@ write_records(List *records)
 	CommitTransactionCommand();
 }
 
-void
-drain_queue(DatabaseState *state, void *argument)
+/* Moves some records, at most so many; gives their number. */
+static int64
+drain_some(DatabaseState *state, int64 most)
 {
 	MemoryContext context = CurrentMemoryContext;
 	List *volatile records = NIL;
 	EventRecord *record;
 	ListCell *cell;
+	int64 count;
 
 	PG_TRY();
 	{
-		while ((record = queue_take(state)) != NULL)
+		Size bytes = 0;
+
+		while (bytes < DRAIN_BYTES && list_length(records) < most &&
+			   (record = queue_take(state)) != NULL)
+		{
 			records = lappend(records, record);
+			bytes += sizeof(EventRecord) + record->payload.length;
+		}
 		if (records != NIL)
 			write_records(records);
 	}
 	PG_CATCH();
 	{
-		foreach (cell, records)
-			queue_release(state, lfirst(cell));
+		/* the last one first, so that each one's place is soon found */
+		for (int i = list_length(records) - 1; i >= 0; i--)
+			queue_release(state, list_nth(records, i));
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
@@ -155,7 +167,25 @@ drain_queue(DatabaseState *state, void *argument)
 		queue_remove(state, lfirst(cell));
 		pfree(lfirst(cell));
 	}
+	count = list_length(records);
 	list_free(records);
+	return count;
+}
+
+void
+drain_queue(DatabaseState *state, void *argument)
+{
+	int64 left;
+	int64 bytes;
+	int64 moved = 1;
+
+	/* what is there now: others go on adding */
+	queue_fill(state, &left, &bytes);
+	for (; left > 0 && moved > 0; left -= moved)
+	{
+		CHECK_FOR_INTERRUPTS();
+		moved = drain_some(state, left);
+	}
 }
 
 long

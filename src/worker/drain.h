@@ -10,8 +10,8 @@
 #include "data/shared.h"
 
 /*
- * Moves the memory queue to the outbox, in one transaction; what has been taken
- * from it to be sent stays.  A step.
+ * Moves what is in the memory queue to the outbox, some megabytes in a
+ * transaction; what has been taken from it to be sent stays.  A step.
  */
 extern void drain_queue(DatabaseState *state, void *argument);
 

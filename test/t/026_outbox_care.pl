@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
+use POSIX ();
 use Test::More;
 
 my $collector = start_collector(data => experiments(experiment('exp')));
@@ -79,6 +80,47 @@ EOT
 	$collector->clear_faults('/v1');
 	ok(set_publishing('on'), 'it is delivered');
 	is(arrived('failed'), 0, 'and the one that failed is not');
+};
+
+# Seconds that a process has worked; 0 where the system does not tell.
+sub cpu_seconds
+{
+	my ($pid) = @_;
+
+	open my $file, '<', "/proc/$pid/stat" or return 0;
+	my @fields = split ' ', <$file> =~ s/^.*\)//r;
+	return ($fields[11] + $fields[12]) / POSIX::sysconf(&POSIX::_SC_CLK_TCK);
+}
+
+subtest 'a memory queue that can not be moved to the outbox' => sub {
+	my $number = 50_000;
+	my $session = $node->background_psql('postgres');
+	my $worker = worker_pid($node);
+	my $offset = -s $node->logfile;
+
+	ok(set_publishing('off'), 'events wait');
+	$session->query_safe('BEGIN; ' . join ' ', map { "ALTER MATERIALIZED VIEW absmartly_outbox_$_ OWNER TO CURRENT_USER;" } qw(a b));
+	sql(<<"EOT");
+SET absmartly.durability = memory;
+DO \$\$
+BEGIN
+	FOR i IN 1 .. $number LOOP
+		PERFORM absmartly_track('{"user_id": 1}', 'in memory');
+		COMMIT;
+	END LOOP;
+END \$\$;
+EOT
+	my $before = cpu_seconds($worker);
+	ok(await(sub { substr(log_of($node), $offset) =~ /could not write exposures to the outbox/ }), 'a lock is in the way');
+	ok(await(sub { sql(q{SELECT wait_event_type FROM pg_stat_activity WHERE backend_type = 'absmartly worker' AND datname = 'postgres'}) eq 'Extension' }), 'the worker rests');
+	cmp_ok(cpu_seconds($worker) - $before, '<', 1, 'after little work');
+	cmp_ok(rss_anon($worker), '<', 32 * 1024, 'and with little memory');
+	$session->query_safe('ROLLBACK');
+	$session->quit;
+	ok(await_sql($node, 'SELECT outbox_events, memory_queue_entries FROM absmartly_stat', "$number|0"), 'later all is moved');
+	is(worker_pid($node), $worker, 'by the same worker');
+	ok(set_publishing('on'), 'and sent');
+	is(arrived('in memory'), $number, 'once');
 };
 
 $node->stop;
