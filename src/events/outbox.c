@@ -259,10 +259,21 @@ discard_row(void *argument, HeapRow *row)
 	count_events(argument, row);
 }
 
+/* Tells the worker that parked records have changed. */
+static void
+announce_parked(uint64 events)
+{
+	DatabaseState *state = shared_my_database();
+
+	if (state == NULL)
+		return;
+	pg_atomic_fetch_or_u32(&state->outbox_rescan, 1U << RECORD_PARKED);
+	shared_events_committed(state, events);
+}
+
 static int64
 change_parked(const HeapWalk *walk)
 {
-	DatabaseState *state = shared_my_database();
 	ParkedWork *work = walk->argument;
 	Relation parked;
 
@@ -272,11 +283,8 @@ change_parked(const HeapWalk *walk)
 		return 0;
 	heaps_walk(parked, walk);
 	relation_close(parked, RowExclusiveLock);
-	if (state != NULL && work->events > 0)
-	{
-		pg_atomic_fetch_or_u32(&state->outbox_rescan, 1U << RECORD_PARKED);
-		shared_events_committed(state, (uint64) work->events);
-	}
+	if (work->events > 0)
+		announce_parked((uint64) work->events);
 	return work->events;
 }
 
@@ -374,6 +382,8 @@ outbox_progress_clear(const char *name, int64 below)
 		return;
 	heaps_walk(parked, &walk);
 	relation_close(parked, RowExclusiveLock);
+	if (below == PG_INT64_MAX)
+		announce_parked(1);
 }
 
 /*

@@ -149,7 +149,10 @@ extern int64 outbox_discard(int64 id);
  */
 extern bool outbox_progress(const char *name, char **position, int64 *rows);
 
-/* Forgets the progress of less rows than that, of committed transactions. */
+/*
+ * Forgets the progress of less rows than that, of committed transactions;
+ * PG_INT64_MAX: all of it, for good.
+ */
 extern void outbox_progress_clear(const char *name, int64 below);
 
 /* What waits, for absmartly_stat: looks through the heaps. */

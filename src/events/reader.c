@@ -592,6 +592,8 @@ outbox_pass_begin(void)
 	if (pass.all_begun)
 		parked_wanted = true;
 	pass.all_begun = false;
+	if (parked_wanted)
+		parked_changed = true;
 	/* records may come to be held while the other heaps are read */
 	pass.order[pass.heaps++] = RECORD_PARKED;
 }

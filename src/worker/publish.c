@@ -656,6 +656,8 @@ read_batch(DatabaseState *state)
 		pass_wanted = false;
 		ticket_pass = ticket != 0;
 		pause_for(&fallback, FALLBACK_MS);
+		/* it may come upon something to tidy up */
+		maintenance.until = 0;
 	}
 
 	fill.batch = batch_create(++last_serial);

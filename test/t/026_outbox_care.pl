@@ -123,5 +123,23 @@ EOT
 	is(arrived('in memory'), $number, 'once');
 };
 
+subtest 'the heap of parked records is emptied' => sub {
+	my $size = q{SELECT pg_relation_size('absmartly_outbox_parked') > 0};
+
+	ok(await_sql($node, $size, 'f'), 'it is empty');
+	sql('CREATE TABLE orders AS SELECT i AS id FROM generate_series(1, 1000) AS i; CREATE UNIQUE INDEX ON orders (id)');
+	sql(q{CALL absmartly_backfill_goals('orders', 'id', 'filled', 'user_id=id', filter => 'id IS NOT NULL', chunk => 100)});
+	ok(await_sql($node, $size, 'f'), 'after a backfill');
+	sql(q{SELECT absmartly_publish('60 s')});
+	is(arrived('filled'), 1000, 'whose events were sent');
+
+	$collector->fault('/v1', { match => { method => 'PUT' }, status => 400, times => 1 });
+	sql(track('refused'));
+	ok(await_sql($node, 'SELECT dead_letters FROM absmartly_stat', '1'), 'it has a dead letter');
+	is(sql($size), 't', 'so it is not empty');
+	is(sql('SELECT absmartly_discard()'), '1', 'which is dropped');
+	ok(await_sql($node, $size, 'f'), 'then it is');
+};
+
 $node->stop;
 done_testing();
