@@ -471,6 +471,7 @@ COMMENT ON FUNCTION absmartly_outbox_guard() IS
 REVOKE ALL ON FUNCTION absmartly_outbox_guard() FROM PUBLIC;
 
 CREATE MATERIALIZED VIEW absmartly_outbox_a
+USING heap
 WITH (fillfactor = 100, autovacuum_enabled = off)
 AS SELECT
 	0::int AS status,
@@ -502,6 +503,7 @@ COMMENT ON MATERIALIZED VIEW absmartly_outbox_a IS
 REVOKE ALL ON absmartly_outbox_a FROM PUBLIC;
 
 CREATE MATERIALIZED VIEW absmartly_outbox_b
+USING heap
 WITH (fillfactor = 100, autovacuum_enabled = off)
 AS SELECT
 	0::int AS status,
@@ -533,6 +535,7 @@ COMMENT ON MATERIALIZED VIEW absmartly_outbox_b IS
 REVOKE ALL ON absmartly_outbox_b FROM PUBLIC;
 
 CREATE MATERIALIZED VIEW absmartly_outbox_parked
+USING heap
 WITH (fillfactor = 100, autovacuum_enabled = off)
 AS SELECT
 	0::int AS status,

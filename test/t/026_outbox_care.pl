@@ -141,5 +141,14 @@ subtest 'the heap of parked records is emptied' => sub {
 	ok(await_sql($node, $size, 'f'), 'then it is');
 };
 
+# Rows are written and read as those of heaps, whatever new tables are.
+subtest 'default_table_access_method' => sub {
+	sql('CREATE DATABASE other');
+	sql('CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler', 'other');
+	sql('SET default_table_access_method = other; CREATE EXTENSION absmartly', 'other');
+	is(sql(q{SELECT string_agg(DISTINCT amname, ',') FROM pg_class AS c JOIN pg_am AS a ON a.oid = c.relam WHERE relkind = 'm'}, 'other'),
+		'heap', 'is not that of the outbox');
+};
+
 $node->stop;
 done_testing();
