@@ -1,5 +1,6 @@
 
-# A FOR ALL TABLES publication, with a subscriber that lacks the extension, goes on while data changes.
+# A FOR ALL TABLES publication, with a subscriber that lacks the extension, goes on while data changes, and events come
+# and go.
 
 use strict;
 use warnings;
@@ -9,7 +10,11 @@ use PostgreSQL::Test::Cluster;
 use Test::More;
 
 my $collector = start_collector(data => experiments(experiment('exp')));
-my $publisher = start_node('publisher', collector => $collector, streaming => 'logical', settings => "wal_level = logical\n");
+my $publisher = start_node('publisher', collector => $collector, streaming => 'logical', settings => <<'EOT');
+wal_level = logical
+absmartly.publish_delay = 100ms
+max_prepared_transactions = 5
+EOT
 my $subscriber = PostgreSQL::Test::Cluster->new('subscriber');
 
 ok(wait_ready($publisher), 'ready');
@@ -28,17 +33,51 @@ for my $round (1 .. 10)
 	$publisher->safe_psql('postgres', 'SELECT absmartly_refresh()');
 }
 is($publisher->safe_psql('postgres', 'SELECT name FROM absmartly_experiments'), 'exp_10', 'data changes');
+
+# Events of all kinds come to the outbox beside rows, are delivered, parked, dropped and truncated.
+sub events
+{
+	my ($first, $goal) = @_;
+	my ($second, $third) = ($first + 1, $first + 2);
+
+	$collector->fault('/v1', { match => { method => 'PUT' }, reject_goal => 'bad', times => -1 });
+	$publisher->safe_psql('postgres', <<"EOT");
+BEGIN;
+INSERT INTO orders VALUES ($first);
+SELECT absmartly_track(jsonb_build_object('user_id', i), '$goal', jsonb_build_object('text', repeat('x', 500)))
+FROM generate_series(1, 2000) AS i;
+SELECT absmartly_treatment(jsonb_build_object('user_id', '$goal' || i), 'exp_10') FROM generate_series(1, 1000) AS i;
+COMMIT;
+SELECT absmartly_treatment('{"user_id": "$goal"}', 'exp_10');
+BEGIN;
+INSERT INTO orders VALUES ($second);
+SELECT absmartly_track('{"user_id": 1}', '$goal');
+PREPARE TRANSACTION '$goal';
+COMMIT PREPARED '$goal';
+INSERT INTO orders VALUES ($third);
+SELECT absmartly_track('{"user_id": 1}', 'bad');
+CALL absmartly_backfill_goals('orders', 'id', '$goal', 'user_id=id', chunk => 5);
+EOT
+	ok(await_sql($publisher, 'SELECT dead_letters FROM absmartly_stat', '1'), "$goal: one is refused");
+	ok(await_sql($publisher, 'SELECT outbox_events = 0 AND memory_queue_entries = 0 FROM absmartly_stat'), "$goal: the others are delivered");
+	is($publisher->safe_psql('postgres', 'SELECT absmartly_discard()'), '1', "$goal: it is dropped");
+	ok(await_sql($publisher, 'SELECT outbox_bytes < 64 * 8192 FROM absmartly_stat'), "$goal: the outbox has been truncated");
+	$collector->clear_faults('/v1');
+	return;
+}
+events(21, 'replicated');
 $publisher->wait_for_catchup('everything');
-is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM orders'), '10', 'and rows are replicated');
+is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM orders'), '13', 'and rows are replicated');
 unlike(log_of($subscriber), qr/ERROR/, 'without an error of the subscriber');
 
 # decoding sees nothing of ours
 $publisher->safe_psql('postgres', "SELECT pg_create_logical_replication_slot('seen', 'test_decoding')");
 $collector->set_data('/v1', experiments(experiment('last')));
 $publisher->safe_psql('postgres', 'SELECT absmartly_refresh()');
-$publisher->safe_psql('postgres', 'INSERT INTO orders VALUES (100)');
+events(100, 'decoded');
 my $changes = $publisher->safe_psql('postgres', "SELECT data FROM pg_logical_slot_get_changes('seen', NULL, NULL)");
 like($changes, qr/table public\.orders: INSERT/, 'decoding sees the user\'s change');
+is(scalar(() = $changes =~ /^table /mg), 3, 'of which there are three');
 unlike($changes, qr/absmartly/, 'and nothing of the extension');
 $publisher->safe_psql('postgres', "SELECT pg_drop_replication_slot('seen')");
 
