@@ -141,6 +141,30 @@ subtest 'the heap of parked records is emptied' => sub {
 	ok(await_sql($node, $size, 'f'), 'then it is');
 };
 
+# The worker does not look at pages again that it is through with, unless a writer says that something came to them.
+subtest 'a row on a page that was done with' => sub {
+	my $deliver = sub { sql(track(@_)); sql(q{SELECT absmartly_publish('60 s')}) };
+
+	# writers begin with the first heap
+	$node->restart;
+	ok(wait_ready($node), 'ready again');
+	my ($reader, $locker) = map { $node->background_psql('postgres') } 1 .. 2;
+	$reader->query_safe('BEGIN; SELECT count(*) FROM absmartly_outbox_a');
+	$deliver->('many', 20_000);
+	is(arrived('many'), 20_000, 'many are delivered');
+	$deliver->('another one') for 1 .. 3;
+	is(sql(q{SELECT pg_relation_size('absmartly_outbox_a') > 64 * 8192, pg_relation_size('absmartly_outbox_b') > 0}), 't|t',
+		'writers have left the heap, which a reader keeps');
+
+	$locker->query_safe('BEGIN; ALTER MATERIALIZED VIEW absmartly_outbox_b OWNER TO CURRENT_USER');
+	sql(track('late'));
+	$locker->query_safe('ROLLBACK');
+	ok(await(sub { arrived('late') }, 30), 'what comes to it is delivered');
+	is(arrived('late'), 1, 'once');
+	$_->quit for $reader, $locker;
+	ok(await_sql($node, 'SELECT outbox_bytes < 64 * 8192 FROM absmartly_stat'), 'then the heap is emptied');
+};
+
 # Rows are written and read as those of heaps, whatever new tables are.
 subtest 'default_table_access_method' => sub {
 	sql('CREATE DATABASE other');
