@@ -206,6 +206,7 @@ typedef struct ParkedWork
 {
 	int64 id; /* 0: all */
 	int64 endpoint; /* to give them */
+	int64 refused; /* the last one that can't be requeued */
 	int64 events;
 } ParkedWork;
 
@@ -219,19 +220,28 @@ is_parked(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 		   (work->id == 0 || work->id == row->record);
 }
 
-/* Later chunks can't be told apart: they follow their first one's version. */
+/*
+ * What can't be read can't be sent.  The chunks of a record follow its first
+ * one, before those of another record that can't be read.
+ */
 static bool
 is_requeueable(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
+	ParkedWork *work = argument;
 	EngineText texts[HEAP_TEXTS];
 
 	if (!is_parked(argument, row, tuple))
 		return false;
-	if (row->status != OUTBOX_UNREADABLE || row->chunk > 0)
+	if (row->status != OUTBOX_UNREADABLE)
 		return true;
+	if (row->chunk > 0)
+		return row->record != work->refused;
 	heaps_row_texts(row, texts);
-	return encoding_version(texts[HEAP_PAYLOAD].data,
-							texts[HEAP_PAYLOAD].length) == ENCODING_VERSION;
+	if (encoding_version(texts[HEAP_PAYLOAD].data,
+						 texts[HEAP_PAYLOAD].length) == ENCODING_VERSION)
+		return true;
+	work->refused = row->record;
+	return false;
 }
 
 static void
@@ -291,7 +301,8 @@ change_parked(const HeapWalk *walk)
 int64
 outbox_requeue(int64 id)
 {
-	ParkedWork work = {id, (int64) record_current_origin()->endpoint, 0};
+	ParkedWork work = {.id = id,
+					   .endpoint = (int64) record_current_origin()->endpoint};
 	HeapWalk walk = {is_requeueable, requeue_row, &work};
 
 	return change_parked(&walk);
@@ -300,7 +311,7 @@ outbox_requeue(int64 id)
 int64
 outbox_discard(int64 id)
 {
-	ParkedWork work = {id, 0, 0};
+	ParkedWork work = {.id = id};
 	HeapWalk walk = {is_parked, discard_row, &work};
 
 	return change_parked(&walk);

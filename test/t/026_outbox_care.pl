@@ -165,6 +165,45 @@ subtest 'a row on a page that was done with' => sub {
 	ok(await_sql($node, 'SELECT outbox_bytes < 64 * 8192 FROM absmartly_stat'), 'then the heap is emptied');
 };
 
+# What another version, or a broken disk, may leave behind.  SQL lets nobody write rows like that, but for a trick.
+subtest 'records that can not be read' => sub {
+	my $outbox = q{oid = 'absmartly_outbox_a'::regclass};
+	my $offset = -s $node->logfile;
+	my $parked = q{SELECT string_agg(status || ' ' || record || ' ' || (note <> ''), ', ' ORDER BY record) FROM absmartly_outbox};
+
+	ok(set_publishing('off'), 'events wait');
+	# writers begin with the first heap
+	$node->restart;
+	sql(track('readable', 3));
+	sql(<<"EOT");
+BEGIN;
+CREATE TEMPORARY TABLE unknown AS SELECT * FROM absmartly_outbox_a WHERE status = 0;
+UPDATE unknown SET record = 100, chunk = 0, chunks = 2, payload = set_byte(payload, 0, 99);
+CREATE TEMPORARY TABLE rest AS TABLE unknown;
+UPDATE rest SET chunk = 1;
+CREATE TEMPORARY TABLE damaged AS SELECT * FROM absmartly_outbox_a WHERE status = 0;
+UPDATE damaged SET record = 200, payload = substr(payload, 1, length(payload) - 1);
+UPDATE pg_class SET relkind = 'r', relhasrules = false WHERE $outbox;
+INSERT INTO absmartly_outbox_a TABLE unknown;
+INSERT INTO absmartly_outbox_a TABLE rest;
+INSERT INTO absmartly_outbox_a TABLE damaged;
+UPDATE pg_class SET relkind = 'm', relhasrules = true WHERE $outbox;
+COMMIT;
+EOT
+	ok(set_publishing('on'), 'they are sent');
+	is(arrived('readable'), 3 + 2, 'also what can be read of one that is damaged');
+	is(sql(q{SELECT count(*) FROM absmartly_outbox WHERE status = 'unreadable'}), '2', 'and all is kept of what can not');
+	my $log = substr(log_of($node), $offset);
+	like($log, $_, 'as the log says') for qr/format that this version does not know, 1 so far/, qr/a record of events is damaged/;
+
+	is(sql('SELECT absmartly_requeue()'), '3', 'one of them can be queued again');
+	sql(q{SELECT absmartly_publish('60 s')});
+	is(arrived('readable'), 3 + 2 + 2, 'and is sent as far as it goes');
+	is(sql(q{SELECT count(*) FROM absmartly_outbox WHERE status = 'unreadable'}), '2', 'both are kept again');
+	is(sql('SELECT absmartly_discard()'), '6', 'and are dropped');
+	ok(await_sql($node, q{SELECT pg_relation_size('absmartly_outbox_parked')}, '0'), 'then nothing is left of them');
+};
+
 # Rows are written and read as those of heaps, whatever new tables are.
 subtest 'default_table_access_method' => sub {
 	sql('CREATE DATABASE other');
