@@ -26,6 +26,7 @@ our @EXPORT = qw(
     experiment
     experiments
     fails_with
+    log_events
     log_of
     rss_anon
     seconds_of
@@ -160,6 +161,23 @@ sub configure
 
 	$node->append_conf('postgresql.conf', "$lines\n");
 	$node->reload;
+	return;
+}
+
+# Has a database's event logger write to the table event_log: n, context, event, data, and who, under which search path
+# and when wrote it.
+sub log_events
+{
+	my ($node, $database) = @_;
+
+	$database //= 'postgres';
+	$node->safe_psql($database, <<EOT);
+CREATE TABLE public.event_log (n bigint GENERATED ALWAYS AS IDENTITY, context jsonb, event text, data jsonb,
+	who text DEFAULT current_user, path text DEFAULT current_setting('search_path'), at timestamptz DEFAULT clock_timestamp());
+CREATE FUNCTION public.log_event(context jsonb, event text, data jsonb) RETURNS void LANGUAGE sql
+AS 'INSERT INTO public.event_log (context, event, data) VALUES (context, event, data)';
+ALTER DATABASE $database SET absmartly.event_logger = 'public.log_event';
+EOT
 	return;
 }
 
