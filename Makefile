@@ -11,7 +11,7 @@
 #	make collector		the development collector alone
 #	make engine-test	the engine's own tests, without a server
 #	make fuzz-test		the fuzz targets over the inputs that are kept
-#	make bench		measures assignment (bench/assign) and events (bench/events)
+#	make bench		measures assignment (bench/assign), contexts (bench/context) and events (bench/events)
 #	make dist		a release archive from the last commit
 
 EXTENSION = absmartly
@@ -57,6 +57,7 @@ collector:
 
 bench:
 	@bench/assign
+	@bench/context
 	@bench/events
 
 dist:

@@ -1,6 +1,6 @@
 #!/usr/bin/perl
 
-# Makes figures of the times that bench/assign took, and holds them against the bars.
+# Makes figures of the times that bench/assign or bench/context took, and holds them against the bars.
 #
 #	bench/figures.pl table|tsv <TIMES
 #
@@ -102,7 +102,7 @@ sub figure {
 
 if ($form eq 'table') {
     print "\n$about{server}; $about{processor}; load $about{load}\n";
-    print "$about{rows} users, $about{rounds} rounds; bars are for the median\n";
+    print "$about{rows} rows, $about{rounds} rounds; bars are for the median\n";
 } else {
     print join("\t", 'figure', @WAYS, 'unit', 'bar', 'verdict'), "\n";
     print join("\t", "# $_", $about{$_}), "\n" for sort keys %about;
@@ -227,6 +227,45 @@ if (has('connect', 2000, 'trivial')) {
 }
 
 # ---------------------------------------------------------------------------
+# Session contexts
+# ---------------------------------------------------------------------------
+
+if (has('call', 200, 'md5')) {
+    my %calls = (
+        md5           => 'md5(id::text)',
+        trivial       => 'a trivial C function',
+        peek          => 'absmartly_context_peek_treatment',
+        peek_targeted => 'absmartly_context_peek_treatment, with audience',
+        treatment     => 'absmartly_context_treatment, exposed before',
+        variable      => 'absmartly_context_peek_variable_value',
+    );
+    my %creations = (
+        create           => 'absmartly_context_create',
+        create_peek      => 'the same and one absmartly_context_peek_treatment',
+        create_treatment => 'the same and one absmartly_context_treatment',
+    );
+    my $each = sub {
+        my ($mode, $name, $way) = @_;
+        return net($mode, 200, $name, $way) * 1e6 / ($mode eq 'call' ? $about{rows} : $about{contexts});
+    };
+    my $ratio = sub {
+        my ($mode, $name) = @_;
+        return sub { $each->($mode, $name, $_[0]) / $each->('call', 'md5', $_[0]) };
+    };
+    my @calls = qw(trivial peek peek_targeted treatment variable);
+    my @creations = qw(create create_peek create_treatment);
+    heading('Nanoseconds for a call on a context, without the scan');
+    figure("ns_context_$_", $calls{$_}, 'ns', do { my $name = $_; sub { $each->('call', $name, $_[0]) } }) for 'md5', @calls;
+    heading("Nanoseconds for a context, of $about{contexts} one after the other");
+    figure("ns_context_$_", $creations{$_}, 'ns', do { my $name = $_; sub { $each->('creation', $name, $_[0]) } }) for @creations;
+    heading('In times of md5(id::text)');
+    figure("context_$_", $calls{$_}, '', $ratio->('call', $_), $_ eq 'peek' ? (most => 0.25) : ()) for @calls;
+    figure("context_$_", $creations{$_}, '', $ratio->('creation', $_),
+        $_ eq 'create_treatment' ? (most => 30, missed => 'absmartly_context_create and one absmartly_context_treatment') : ())
+        for @creations;
+}
+
+# ---------------------------------------------------------------------------
 # How far to trust them
 # ---------------------------------------------------------------------------
 
@@ -234,7 +273,7 @@ if (has('connect', 2000, 'trivial')) {
 sub spreads {
     my ($times) = @_;
     return map { 100 * (quantile(0.75, @$_) - quantile(0.25, @$_)) / quantile(0.5, @$_) }
-        map { $times->{$_} } grep { /^(?:serial|parallel|rows)/ } sort keys %$times;
+        map { $times->{$_} } grep { /^(?:serial|parallel|rows|call|creation)/ } sort keys %$times;
 }
 my ($by_clock, $by_cpu) = map { [spreads($_)] } \%clock, \%cpu;
 if (@$by_clock) {
