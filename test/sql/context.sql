@@ -157,7 +157,8 @@ CREATE FUNCTION exposures() RETURNS SETOF text LANGUAGE sql AS $$
 	SELECT concat_ws(' ', experiment, '#' || experiment_id, COALESCE(unit_type, '-'), variant, CASE WHEN assigned THEN 'assigned' END, CASE WHEN NOT eligible THEN 'not eligible' END,
 		CASE WHEN overridden THEN 'overridden' END, CASE WHEN full_on THEN 'full on' END, CASE WHEN custom THEN 'custom' END,
 		CASE WHEN audience_mismatch THEN 'mismatch' END, CASE WHEN rule_override THEN 'rule' END)
-	FROM absmartly_pending_events WHERE kind = 'exposure' AND context_id = absmartly_context_id() ORDER BY created, record, event_time, experiment
+	FROM absmartly_pending_events WHERE kind = 'exposure' AND context_id = absmartly_context_id()
+	ORDER BY experiment COLLATE "C", variant
 $$;
 SELECT absmartly_context_create('{"user_id": 5}');
 SELECT absmartly_context_peek_treatment('known') AS peek, absmartly_context_pending() AS pending;
@@ -166,7 +167,7 @@ SELECT absmartly_context_treatment('unheard of'), absmartly_context_treatment(NU
 SELECT absmartly_context_treatment('strict') AS mismatch, result_of('set_attribute(''age'', 50)'), absmartly_context_treatment('strict') AS matches,
 	absmartly_context_treatment('kinds') AS full_on, absmartly_context_pending() AS pending;
 SELECT exposures();
--- the one-shot functions have nothing to do with it, and the setting for overrides is theirs
+-- the one-shot functions have nothing to do with it
 SELECT absmartly_peek_treatment('{"user_id": 5}', 'known') = absmartly_context_peek_treatment('known') AS same_variant;
 SELECT absmartly_treatment('{"user_id": 5}', 'known') IS NOT NULL AS one_shot, absmartly_context_pending() AS pending;
 
@@ -177,6 +178,14 @@ SELECT call, result_of(call) FROM unnest(ARRAY['get_override(''known'')', 'set_o
 	'set_override(''known'', NULL)', 'get_override(''known'')', 'set_override(NULL, 1)', 'get_override(NULL)', 'set_overrides(''{"known": 1.5}'')', 'set_overrides(''{"known": "1"}'')',
 	'set_overrides(''[]'')', 'set_overrides(NULL)', 'get_override(''known'')', 'pending()']) AS call;
 SELECT exposures();
+
+-- those of the setting count, too, unless the context has its own
+SET absmartly.overrides = '{"known": 3, "plain": 3}';
+SELECT absmartly_context_create('{"user_id": 5}');
+SELECT absmartly_context_set_override('plain', 1);
+SELECT absmartly_context_treatment('known') AS by_setting, absmartly_context_treatment('plain') AS by_context, absmartly_context_get_override('known');
+RESET absmartly.overrides;
+SELECT absmartly_context_peek_treatment('known') <> 3 AS without_it, absmartly_context_peek_treatment('plain');
 
 -- custom assignments
 SELECT absmartly_context_create('{"user_id": 5}');
@@ -224,7 +233,7 @@ SELECT call, result_of(call) FROM unnest(ARRAY['track(''plain'')', 'track(''empt
 	'track(''array'', ''[]'')', 'track(''text'', ''"x"'')', 'track(''number'', ''0'')', 'track(''boolean'', ''false'')', 'track(''it''''s'', ''1'')', 'track(NULL)', 'track(NULL, ''{}'')',
 	'track(''dated'', NULL, ''2024-02-29 12:00:00.0019+00'')', 'track(''endless'', NULL, ''infinity'')', 'track('''')', 'pending()']) AS call;
 SELECT goal, properties, CASE WHEN event_time BETWEEN now() - interval '1 min' AND clock_timestamp() THEN 'now' ELSE (event_time AT TIME ZONE 'UTC')::text END AS at, units <> '{}' AS units
-FROM absmartly_pending_events WHERE kind = 'goal' AND context_id = absmartly_context_id() ORDER BY created, record, event_time, goal;
+FROM absmartly_pending_events WHERE kind = 'goal' AND context_id = absmartly_context_id() ORDER BY goal COLLATE "C";
 -- a context without units has goals, too
 SELECT absmartly_context_create();
 SELECT absmartly_context_track('nobody''s'), absmartly_context_pending();
