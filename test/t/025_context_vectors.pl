@@ -251,7 +251,7 @@ sub create
 			"data => " . ($client->{prefetched} && !$fails ? json($client->{data}) : 'NULL'),
 			"options => " . jsonb('{' . join(',', map { "\"$_\":$options{$_}" } sort keys %options) . '}')),
 		'SELECT absmartly_context_id() AS id \gset',
-		$wait ? "SELECT absmartly_context_wait_until_ready('60 s') AS ready \\gset" : ());
+		$wait ? "SELECT absmartly_context_wait_until_ready('20 s') AS ready \\gset" : ());
 
 	return $answer if defined $answer->{message};
 	my $states = ask($client, q{json_build_object('ready', absmartly_context_is_ready(), 'failed', absmartly_context_is_failed(),}
@@ -285,7 +285,7 @@ sub finish
 	return if !$session;
 	$collector->clear_faults($client->{space});
 	$session->query('DISCARD ALL;');
-	$session->query(q{SELECT absmartly_publish('60 s');});
+	$session->query(q{SELECT absmartly_publish('20 s');});
 	$session->quit;
 	return;
 }
@@ -360,10 +360,10 @@ sub statement
 		experiments          => sub { 'absmartly_context_experiments()' },
 		data                 => sub { 'absmartly_context_data()' },
 		waitForReady         => sub { call(context_wait_until_ready => "'" . ($params{timeout} // 5000) . " ms'") },
-		publish              => sub { call(context_publish => "'60 s'") },
-		finalize             => sub { call(context_finalize => "'60 s'") },
-		close                => sub { call(context_close => "'60 s'") },
-		refresh              => sub { call(context_refresh => "'60 s'") },
+		publish              => sub { call(context_publish => "'20 s'") },
+		finalize             => sub { call(context_finalize => "'20 s'") },
+		close                => sub { call(context_close => "'20 s'") },
+		refresh              => sub { call(context_refresh => "'20 s'") },
 		diagnostic           => sub { diagnostic(plain($params{operation}), $params{value}) });
 	my %same = (
 		unit                   => 'setUnit',
