@@ -9,7 +9,9 @@ use JSON::PP ();
 use Test::More;
 use Time::HiRes qw(time);
 
-my $data = experiments(experiment('exp', fullOnVariant => 1), experiment('second', id => 2));
+my $data = experiments(
+	experiment('exp', fullOnVariant => 1, variants => [ { name => 'A', config => '{"size":1}' }, { name => 'B', config => '{"colour":"red"}' } ]),
+	experiment('second', id => 2, variants => [ { name => 'A', config => '{"size":2}' }, { name => 'B', config => '{"size":3}' } ]));
 my $collector = start_collector(data => $data);
 my $node = start_node('main', collector => $collector, extension => 0, settings => <<'EOT');
 absmartly.publish_delay = 50ms
@@ -87,7 +89,7 @@ in_session($session, $_) for
 	q{SELECT absmartly_context_peek_treatment('exp'), absmartly_context_peek_variable_value('colour', 'none')},
 	q{SELECT absmartly_context_set_unit('email', 'x'), absmartly_context_set_attribute('a', 1), absmartly_context_set_override('other', 1), absmartly_context_set_custom_assignment('second', 1)};
 is(logged($id), 'ready', 'of peeking, units, attributes and overrides nobody is told');
-in_session($session, q{SELECT absmartly_context_treatment('exp'), absmartly_context_track('signup', '{"n": 1}'), absmartly_context_treatment('exp'), absmartly_context_variable_value('colour', 'none')});
+in_session($session, q{SELECT absmartly_context_treatment('exp'), absmartly_context_track('signup', '{"n": 1}'), absmartly_context_treatment('exp'), absmartly_context_variable_value('size', 'none')});
 is(logged($id), 'ready, exposure, goal, exposure', 'exposures and goals are told when they are recorded');
 in_session($session, q{SELECT absmartly_context_publish()});
 is(logged($id), 'ready, exposure, goal, exposure, publish', 'a publish before its caller goes on');
@@ -228,7 +230,6 @@ is(in_session($session, 'SELECT current_user'), 'caller', 'who calls');
 in_session($session, 'RESET ROLE');
 is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT who, ' ') FROM event_log WHERE context->>'id' = '$id'"), 'auditor', 'the logger runs as its owner, for a session without rights of its own');
 is(logged($id), 'ready, exposure, goal', 'and is told of all');
-logger("INSERT INTO public.secrets VALUES ('stolen');");
 for my $attempt (
 	[ q{INSERT INTO public.secrets VALUES ('stolen');}, qr/permission denied for table secrets/, 'it may do what its owner may, no more' ],
 	[ q{EXECUTE 'RESET ROLE'; INSERT INTO public.secrets VALUES ('stolen');}, qr/cannot set parameter "role" within security-restricted operation/, 'it can not become somebody else' ],
