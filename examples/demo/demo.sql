@@ -1,5 +1,5 @@
 -- What the extension does, step by step.  "make demo" plays this and then backfill.sql; by hand: psql -X -q
--- --echo-queries -f examples/demo.sql in an empty database of a server that knows a collector with
+-- --echo-queries -f examples/demo/demo.sql in an empty database of a server that knows a collector with
 -- test/collector/data/demo.json.
 
 \pset null -
