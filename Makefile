@@ -11,6 +11,8 @@
 #	make collector		the development collector alone
 #	make engine-test	the engine's own tests, without a server
 #	make fuzz-test		the fuzz targets over the inputs that are kept
+#	make conformance	runs the scenarios that all SDKs answer (SCENARIOS=DIR, ONLY=TEXT; default: ../shared/conformance)
+#	make conformance-server	the wrapper that answers them, until interrupted (PORT=N)
 #	make bench		measures assignment (bench/assign), contexts (bench/context) and events (bench/events)
 #	make dist		a release archive from the last commit
 
@@ -20,7 +22,8 @@ VERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" absmartly.control)
 PG_CONFIG ?= pg_config
 PKG_CONFIG ?= pkg-config
 
-PROJECT_GOALS = check lint format demo demo-stop collector engine-test engine-programs fuzz-test fuzz-programs bench dist version
+PROJECT_GOALS = check lint format demo demo-stop collector engine-test engine-programs fuzz-test fuzz-programs conformance \
+	conformance-server bench dist version
 
 ifneq (,$(filter $(PROJECT_GOALS),$(MAKECMDGOALS)))
 
@@ -54,6 +57,12 @@ demo-stop:
 
 collector:
 	@tools/collector
+
+conformance:
+	@tools/conformance
+
+conformance-server:
+	@tools/conformance --serve
 
 bench:
 	@bench/assign
