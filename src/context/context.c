@@ -601,18 +601,24 @@ context_create(const Jsonb *units, const Jsonb *attributes, EngineText data,
 		look_for_data(context);
 }
 
+pg_noreturn static void
+raise_no_context(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("this session has no ABsmartly context"),
+			 errhint("Create one with absmartly_context_create(). With scope "
+					 "transaction it lasts until the end of the "
+					 "transaction.")));
+}
+
 Context *
 context_current(void)
 {
 	Context *context = context_mine;
 
-	if (context == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("this session has no ABsmartly context"),
-				 errhint("Create one with absmartly_context_create(). With "
-						 "scope transaction it lasts until the end of the "
-						 "transaction.")));
+	if (unlikely(context == NULL))
+		raise_no_context();
 	if (context->state == CONTEXT_NOT_READY)
 		look_for_data(context);
 	else if (unlikely(version_hold_is_stale(&context->data)))

@@ -8,7 +8,7 @@
  * records, and the marks of what it has exposed, belong to transactions.
  *
  * Who calls anything here is in a backend; what raises leaves the context as it
- * was.
+ * was.  Of several values those before the one that cannot be are set.
  */
 #ifndef ABSMARTLY_CONTEXT_CONTEXT_H
 #define ABSMARTLY_CONTEXT_CONTEXT_H

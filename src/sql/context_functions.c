@@ -133,11 +133,12 @@ read_options(ContextOptions *options, const Jsonb *given)
 
 /* An argument that is an object, or NULL; what is the word for it. */
 static const Jsonb *
-object_argument(FunctionCallInfo fcinfo, int argument, const char *what)
+object_argument(FunctionCallInfo fcinfo, int argument, const char *what,
+				const char *example)
 {
 	if (PG_ARGISNULL(argument))
 		return NULL;
-	evaluation_check_object(PG_GETARG_DATUM(argument), what);
+	evaluation_check_other(PG_GETARG_DATUM(argument), what, example);
 	return PG_GETARG_JSONB_P(argument);
 }
 
@@ -154,14 +155,17 @@ PG_FUNCTION_INFO_V1(absmartly_context_create);
 Datum
 absmartly_context_create(PG_FUNCTION_ARGS)
 {
-	const Jsonb *units = object_argument(fcinfo, 0, "units");
-	const Jsonb *attributes = object_argument(fcinfo, 1, "attributes");
+	const Jsonb *units =
+		object_argument(fcinfo, 0, "units", "{\"user_id\": 42}");
+	const Jsonb *attributes =
+		object_argument(fcinfo, 1, "attributes", "{\"country\": \"PT\"}");
 	EngineText data = {NULL, 0};
 	ContextOptions options;
 
 	if (!PG_ARGISNULL(2))
 		data = text_datum_to_utf8(PG_GETARG_TEXT_PP(2));
-	read_options(&options, object_argument(fcinfo, 3, "options"));
+	read_options(&options, object_argument(fcinfo, 3, "options",
+										   "{\"publish_delay\": -1}"));
 	context_create(units, attributes, data, &options);
 	PG_RETURN_VOID();
 }
@@ -274,16 +278,21 @@ raise_unpublished(const WaitOutcome *outcome)
 		ereport(ERROR,
 				(errcode(outcome->code),
 				 errmsg("Publish failed: %s", outcome->error),
-				 errdetail("What the collector has not refused is kept.")));
-	ereport(ERROR,
-			(errcode(ERRCODE_CONNECTION_FAILURE),
-			 errmsg("Publish failed: %s",
-					outcome->error[0] != '\0' ? outcome->error : "time-out"),
-			 errdetail("The time is over.  No event is lost."),
-			 outcome->has_worker
-				 ? errhint("The view \"absmartly_stat\" shows what the worker "
-						   "does.")
-				 : errhint("No worker of absmartly runs for this database.")));
+				 errdetail("Events are kept; those that the collector refuses "
+						   "for good are in the view "
+						   "\"absmartly_dead_letters\".")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_CONNECTION_FAILURE),
+		 errmsg("Publish failed: time-out"),
+		 !outcome->has_worker
+			 ? errdetail("No worker of absmartly runs for this database.  "
+						 "No event is lost.")
+		 : outcome->error[0] != '\0'
+			 ? errdetail("Last error: %s.  No event is lost.", outcome->error)
+			 : errdetail("No event is lost."),
+		 errhint("The view \"absmartly_stat\" shows what the worker "
+				 "does.")));
 }
 
 /*

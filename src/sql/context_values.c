@@ -61,30 +61,26 @@ value_argument(FunctionCallInfo fcinfo, int argument)
 		jsonb_in, CStringGetDatum(pnstrdup(text.data, text.length))));
 }
 
-/* An argument that is an object, NULL if it is not given. */
-static const Jsonb *
-object_argument(FunctionCallInfo fcinfo, const char *what)
-{
-	if (PG_ARGISNULL(0))
-		return NULL;
-	evaluation_check_object(PG_GETARG_DATUM(0), what);
-	return PG_GETARG_JSONB_P(0);
-}
-
-/* Calls visit for each member of the object that is the argument. */
+/*
+ * Calls visit for each member of the object that is the argument, until one
+ * can't be.  NULL has none.
+ */
 static void
 visit_members(FunctionCallInfo fcinfo, Context *context, const char *what,
+			  const char *example,
 			  void (*visit)(Context *context, EngineText name,
 							const JsonbValue *value))
 {
-	const Jsonb *object = object_argument(fcinfo, what);
+	const Jsonb *object;
 	JsonbIterator *iterator;
 	EngineText name = {NULL, 0};
 	JsonbIteratorToken token;
 	JsonbValue value;
 
-	if (object == NULL)
+	if (PG_ARGISNULL(0))
 		return;
+	evaluation_check_other(PG_GETARG_DATUM(0), what, example);
+	object = PG_GETARG_JSONB_P(0);
 	iterator = JsonbIteratorInit(unconstify(JsonbContainer *, &object->root));
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{
@@ -161,7 +157,8 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_units);
 Datum
 absmartly_context_set_units(PG_FUNCTION_ARGS)
 {
-	visit_members(fcinfo, open_context(), "units", context_set_unit);
+	visit_members(fcinfo, open_context(), "units", "{\"user_id\": 42}",
+				  context_set_unit);
 	PG_RETURN_VOID();
 }
 
@@ -244,7 +241,8 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_attributes);
 Datum
 absmartly_context_set_attributes(PG_FUNCTION_ARGS)
 {
-	visit_members(fcinfo, open_context(), "attributes", set_attribute);
+	visit_members(fcinfo, open_context(), "attributes", "{\"country\": \"PT\"}",
+				  set_attribute);
 	PG_RETURN_VOID();
 }
 
@@ -355,7 +353,8 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_overrides);
 Datum
 absmartly_context_set_overrides(PG_FUNCTION_ARGS)
 {
-	visit_members(fcinfo, context_current(), "overrides", override_member);
+	visit_members(fcinfo, context_current(), "overrides", "{\"experiment\": 1}",
+				  override_member);
 	PG_RETURN_VOID();
 }
 
@@ -387,7 +386,8 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_custom_assignments);
 Datum
 absmartly_context_set_custom_assignments(PG_FUNCTION_ARGS)
 {
-	visit_members(fcinfo, open_context(), "custom assignments", custom_member);
+	visit_members(fcinfo, open_context(), "custom assignments",
+				  "{\"experiment\": 1}", custom_member);
 	PG_RETURN_VOID();
 }
 

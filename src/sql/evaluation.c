@@ -173,13 +173,18 @@ add_system_attributes(Evaluation *evaluation, const DataTarget *target)
 }
 
 void
-evaluation_check_object(Datum attributes, const char *what)
+evaluation_check_other(Datum object, const char *what, const char *example)
 {
-	if (unlikely(!jsonb_datum_is_object(attributes)))
+	if (unlikely(!jsonb_datum_is_object(object)))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("%s must be a JSON object", what),
-						errhint("Name each value, as in "
-								"'{\"country\": \"PT\"}'.")));
+						errhint("Name each value, as in '%s'.", example)));
+}
+
+void
+evaluation_check_object(Datum attributes, const char *what)
+{
+	evaluation_check_other(attributes, what, "{\"country\": \"PT\"}");
 }
 
 void

@@ -109,6 +109,10 @@ typedef struct Evaluation
  * there are attributes of the system, too, which needs a version.
  */
 extern void evaluation_check_object(Datum attributes, const char *what);
+
+/* The same for what is no attributes; example is one in the hint. */
+extern void evaluation_check_other(Datum object, const char *what,
+								   const char *example);
 extern void evaluation_begin(Evaluation *evaluation, const DataVersion *version,
 							 bool system, bool has_attributes,
 							 Datum attributes);
