@@ -44,7 +44,7 @@
 #define OPEN_PAGES 64
 
 /* a record that is held for less stays where it is */
-#define SHORT_HOLD_MS 10000
+#define SHORT_HOLD_MS 2000
 
 /* a heap is left for the other one when it has so many pages */
 #define ROTATE_PAGES 1024
