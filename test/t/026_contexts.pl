@@ -266,7 +266,11 @@ $collector->forget('/v1');
 #
 
 my ($idle, $used) = (session(), session());
+my $fetches = sub { scalar grep { $_->{operation} eq 'context' } $collector->requests(space => '/v1', method => 'GET') };
+my $fetched = $fetches->();
 in_session($_, $held) for $idle, $used;
+$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+is($fetches->() - $fetched, 1, 'where there is data, contexts are made without a fetch');
 is(in_session($used, q{SELECT absmartly_context_experiments()}), '["exp", "second", "third"]', 'a context has the data of its creation');
 for my $version (1 .. 10)
 {
