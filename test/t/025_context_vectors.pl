@@ -39,7 +39,8 @@ my %positions = (
 	(map { $_ => [qw(experimentName variant)] } qw(override customAssignment)),
 	(map { $_ => ['values'] } qw(units attributes overrides customAssignments)),
 	(map { $_ => [qw(key defaultValue)] } qw(variableValue peekVariableValue)),
-	(map { $_ => [] } qw(publish finalize pending)),
+	(map { $_ => [] } qw(publish finalize close pending)),
+	refresh   => ['newData'],
 	unit      => [qw(unitType uid)],
 	attribute => [qw(name value)],
 	track     => [qw(goalName properties achievedAt)]);
@@ -241,9 +242,7 @@ sub create
 	$collector->fault($space, { match => { method => 'GET' }, delay_ms => 0 + $given{payloadThrottle}, times => -1 })
 		if $given{payloadThrottle};
 	point($client, $space);
-	$client->{session} = $node->background_psql('contexts', on_error_stop => 0);
-	$client->{session}->query_safe("SET client_encoding = 'UTF8';\n\\set id ''");
-	$client->{last} = 0;
+	begin($client);
 	$options{ $names{$_} } = $given{$_} for grep { $names{$_} && !is_null($given{$_}) } keys %given;
 	my $wait = !$given{payloadThrottle};
 	my $answer = ask($client,
@@ -257,6 +256,17 @@ sub create
 	my $states = ask($client, q{json_build_object('ready', absmartly_context_is_ready(), 'failed', absmartly_context_is_failed(),}
 		. q{ 'finalized', absmartly_context_is_finalized())});
 	return { result => $states->{result}, events => [ @{ $answer->{events} }, @{ $states->{events} } ] };
+}
+
+# Starts a case's session, in which there is no context.
+sub begin
+{
+	my ($client) = @_;
+
+	$client->{session} = $node->background_psql('contexts', on_error_stop => 0);
+	$client->{session}->query_safe("SET client_encoding = 'UTF8';\n\\set id ''");
+	$client->{last} = 0;
+	return;
 }
 
 # Has the database's worker talk to a space, as the client of a case.
@@ -294,6 +304,8 @@ sub finish
 sub ask
 {
 	my ($client, $expression, @then) = @_;
+
+	begin($client) if !$client->{session};
 	my $output = $client->{session}->query(join "\n",
 		"SELECT '\@result ' || coalesce(to_json(x)::text, 'null') FROM (SELECT $expression AS x OFFSET 0) AS s;",
 		'\if :ERROR', '\echo @error :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE', '\else', @then, '\endif',
