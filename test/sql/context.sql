@@ -37,7 +37,7 @@ $$;
 -- one call of each function, and whether what it does is done by others before it
 CREATE TABLE calls (n int GENERATED ALWAYS AS IDENTITY, call text);
 INSERT INTO calls (call) VALUES
-	('id() IS NOT NULL'), ('is_ready()'), ('is_failed()'), ('is_finalizing()'), ('is_finalized()'), ('ready_error()'), ('wait_until_ready(''0 s'')'),
+	('id() IS NOT NULL'), ('is_ready()'), ('is_failed()'), ('is_finalizing()'), ('is_finalized()'), ('ready_error()'),
 	('get_unit(''user_id'')'), ('units()'), ('get_attribute(''plan'')'), ('attributes()'),
 	('set_override(''known'', 2)'), ('set_overrides(''{"other": 3}'')'), ('get_override(''known'')'),
 	('get_custom_assignment(''known'')'), ('pending()'), ('experiments()'), ('data() IS NULL'),
