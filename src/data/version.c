@@ -584,13 +584,11 @@ version_executor_run(EXECUTOR_RUN_PARAMETERS)
 	PG_END_TRY();
 	depth--;
 	if (outermost)
-	{
 		/* triggers may still fire, and a cursor may still be read */
 		statement_end(count == 0 && query->operation == CMD_SELECT &&
 					  !query->plannedstmt->hasModifyingCTE);
-		if (version_query_done != NULL)
-			version_query_done();
-	}
+	if (version_query_done != NULL)
+		version_query_done();
 }
 
 static void

@@ -100,7 +100,7 @@ extern void version_hold_copy(DataHold *hold);
 
 extern void version_hold_release(DataHold *hold);
 
-/* Called when a top-level query has run, outside of parallel mode. */
+/* Called when a query has run: it may have been in parallel mode. */
 extern void (*version_query_done)(void);
 
 /*

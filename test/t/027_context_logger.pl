@@ -335,6 +335,10 @@ in_session($session, "BEGIN;\n$query");
 is(in_session($session, "SELECT count(*) FROM event_log WHERE context->>'id' = '$id' AND event = 'exposure'"), '4', 'not later than the next statement');
 in_session($session, 'ROLLBACK');
 is(logged($id), 'ready', 'nor beyond the transaction');
+# in a block, which is one statement to the end of which nothing can wait
+$id = new_context($session);
+in_session($session, "DO \$do\$ BEGIN PERFORM count(*), min(absmartly_context_treatment('exp')) FROM users; END \$do\$");
+is(logged($id), 'ready, exposure', 'a parallel query in a block is told of as well');
 # in a cursor that is read bit by bit
 $id = new_context($session);
 in_session($session, "BEGIN;\nDECLARE c CURSOR FOR SELECT id, absmartly_context_treatment('exp') FROM users;\nFETCH 5 FROM c;\nSELECT absmartly_context_track('between');\nFETCH 5 FROM c;\nCLOSE c;\nCOMMIT");
