@@ -107,6 +107,15 @@ compat_input(FmgrInfo *input, char *text, Oid io_parameter, Datum *result)
 }
 #endif
 
+/* Gives a relation an empty file, which a rollback takes back. */
+#if PG_VERSION_NUM >= 160000
+#define set_new_file(relation) \
+	RelationSetNewRelfilenumber(relation, (relation)->rd_rel->relpersistence)
+#else
+#define set_new_file(relation) \
+	RelationSetNewRelfilenode(relation, (relation)->rd_rel->relpersistence)
+#endif
+
 /* memory for the extra of a setting */
 #if PG_VERSION_NUM >= 160000
 #define setting_alloc(size) guc_malloc(LOG, size)

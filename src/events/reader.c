@@ -13,6 +13,7 @@
  *
  * The third heap is not read in each pass, for it may be full of what stays.
  * Which of its pages have records that session contexts hold is remembered.
+ * When most of it is done with, what is not moves to a new file.
  */
 #include "postgres.h"
 
@@ -35,6 +36,7 @@
 #include "data/context_slot.h"
 #include "events/encoding.h"
 #include "events/heaps.h"
+#include "events/held.h"
 #include "events/outbox.h"
 
 /* pages that outbox_read() looks at for nothing before it wants a pause */
@@ -50,6 +52,12 @@
 #define ROTATE_PAGES 1024
 /* the same when nothing waits */
 #define ROTATE_IDLE_PAGES 64
+/* the third heap is made smaller if no more than that has to stay */
+#define COMPACT_BYTES ((Size) 16 * 1024 * 1024)
+/* of a row of it, beside its payload, about */
+#define ROW_OVERHEAD ((Size) 160)
+/* so much may be done with as is not known */
+#define UNKNOWN_BYTES (SIZE_MAX / 2)
 /* after a heap could not be locked: doubled while it can't */
 #define RETRY_MS 500L
 #define MAX_RETRY_DOUBLINGS 5
@@ -76,6 +84,12 @@ typedef struct FlightKey
 	uint16 unused;
 } FlightKey;
 
+typedef struct Flight
+{
+	FlightKey key; /* first: the hash table's */
+	EventRecord *record;
+} Flight;
+
 /* What the worker knows of one of the first two heaps. */
 typedef struct HeapKnowledge
 {
@@ -86,29 +100,6 @@ typedef struct HeapKnowledge
 	uint8 *done; /* a bit for each page */
 	BlockNumber done_size; /* pages that it has bits for */
 } HeapKnowledge;
-
-/* A page of the third heap that has records which a context holds. */
-typedef struct HeldPage
-{
-	BlockNumber page;
-	uint64 lowest; /* sequence number of theirs, or less */
-} HeldPage;
-
-/* The pages of one context, in ascending order. */
-typedef struct HeldContext
-{
-	uint64 key; /* first: the hash table's */
-	int npages;
-	int max_pages;
-	HeldPage *pages;
-} HeldContext;
-
-/* One of these pages, on which a record is free. */
-typedef struct FreePage
-{
-	BlockNumber page;
-	uint64 key;
-} FreePage;
 
 /* A pass of the worker's over the heaps. */
 typedef struct Pass
@@ -122,7 +113,7 @@ typedef struct Pass
 	/* of the third heap only these pages, unless all is read */
 	bool all;
 	bool all_begun; /* and has not come to its end */
-	FreePage *free_pages;
+	HeldPage *free_pages;
 	int nfree;
 	int free_at; /* the next one */
 } Pass;
@@ -152,8 +143,8 @@ static OutboxHolds worker_holds;
 static ParkedPage *parked_pages = NULL;
 static int nparked_pages = 0;
 static int max_parked_pages = 0;
-static HTAB *held = NULL; /* HeldContext */
-static Oid held_filenode; /* of the heap in which its pages are */
+static Oid held_filenode; /* of the heap in which these are */
+static Size parked_done; /* bytes in the third heap that are done with */
 
 /*
  * What the worker knows of the heaps
@@ -258,157 +249,23 @@ is_in_flight(int place, const ItemPointerData *tid)
 }
 
 static void
-set_in_flight(const EventRecord *record, bool value)
+take_off(EventRecord *record)
+{
+	FlightKey key;
+	Flight *flight;
+
+	flight_key(&key, record->place, &record->tids[0]);
+	flight = hash_search(in_flight, &key, HASH_ENTER, NULL);
+	flight->record = record;
+}
+
+static void
+land(const EventRecord *record)
 {
 	FlightKey key;
 
 	flight_key(&key, record->place, &record->tids[0]);
-	(void) hash_search(in_flight, &key, value ? HASH_ENTER : HASH_REMOVE, NULL);
-}
-
-/*
- * Held records
- */
-
-/* The place of a page in a context's list, or where it belongs. */
-static int
-held_place(const HeldContext *context, BlockNumber page)
-{
-	int low = 0;
-	int high = context->npages;
-
-	while (low < high)
-	{
-		int middle = (low + high) / 2;
-
-		if (context->pages[middle].page < page)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low;
-}
-
-/* Takes note of a record of the third heap, also if it is known already. */
-static void
-held_add(uint64 key, BlockNumber page, uint64 sequence)
-{
-	bool found;
-	HeldContext *context = hash_search(held, &key, HASH_ENTER, &found);
-	HeldPage *pages;
-	int place;
-
-	if (!found)
-	{
-		context->npages = 0;
-		context->max_pages = 0;
-		context->pages = NULL;
-	}
-	place = held_place(context, page);
-	if (place < context->npages && context->pages[place].page == page)
-	{
-		pages = &context->pages[place];
-		pages->lowest = Min(pages->lowest, sequence);
-		return;
-	}
-	if (context->npages == context->max_pages)
-	{
-		int most = Max(context->max_pages * 2, 4);
-
-		context->pages =
-			context->pages == NULL
-				? MemoryContextAlloc(records_context, most * sizeof(HeldPage))
-				: repalloc(context->pages, most * sizeof(HeldPage));
-		context->max_pages = most;
-	}
-	pages = &context->pages[place];
-	memmove(pages + 1, pages, (context->npages - place) * sizeof(HeldPage));
-	*pages = (HeldPage){page, sequence};
-	context->npages++;
-}
-
-static void
-held_forget_context(HeldContext *context)
-{
-	uint64 key = context->key;
-
-	if (context->pages != NULL)
-		pfree(context->pages);
-	(void) hash_search(held, &key, HASH_REMOVE, NULL);
-}
-
-/* A page is going to be read: what is still held there is found again. */
-static void
-held_forget(uint64 key, BlockNumber page)
-{
-	HeldContext *context = hash_search(held, &key, HASH_FIND, NULL);
-	int place;
-
-	if (context == NULL)
-		return;
-	place = held_place(context, page);
-	if (place == context->npages || context->pages[place].page != page)
-		return;
-	context->npages--;
-	memmove(&context->pages[place], &context->pages[place + 1],
-			(context->npages - place) * sizeof(HeldPage));
-	if (context->npages == 0)
-		held_forget_context(context);
-}
-
-static void
-held_forget_all(void)
-{
-	HASH_SEQ_STATUS scan;
-	HeldContext *context;
-
-	hash_seq_init(&scan, held);
-	while ((context = hash_seq_search(&scan)) != NULL)
-		held_forget_context(context);
-}
-
-static int
-compare_free_pages(const void *left, const void *right)
-{
-	BlockNumber a = ((const FreePage *) left)->page;
-	BlockNumber b = ((const FreePage *) right)->page;
-
-	return a < b ? -1 : a > b ? 1 : 0;
-}
-
-/* Finds the pages on which records are free now. */
-static void
-find_free_pages(void)
-{
-	HASH_SEQ_STATUS scan;
-	HeldContext *context;
-	int count = 0;
-
-	if (pass.free_pages != NULL)
-		pfree(pass.free_pages);
-	pass.free_pages = NULL;
-	pass.nfree = 0;
-	pass.free_at = 0;
-
-	hash_seq_init(&scan, held);
-	while ((context = hash_seq_search(&scan)) != NULL)
-		count += context->npages;
-	if (count == 0)
-		return;
-	pass.free_pages =
-		MemoryContextAlloc(records_context, count * sizeof(FreePage));
-	hash_seq_init(&scan, held);
-	while ((context = hash_seq_search(&scan)) != NULL)
-		for (int i = 0; i < context->npages; i++)
-		{
-			TimestampTz until;
-
-			if (!worker_holds(context->key, context->pages[i].lowest, true,
-							  &until))
-				pass.free_pages[pass.nfree++] =
-					(FreePage){context->pages[i].page, context->key};
-		}
-	qsort(pass.free_pages, pass.nfree, sizeof(FreePage), compare_free_pages);
+	(void) hash_search(in_flight, &key, HASH_REMOVE, NULL);
 }
 
 /* A record is in flight no more, and where it was before. */
@@ -417,7 +274,7 @@ let_go(const EventRecord *record)
 {
 	const StoredRecord *stored = (const StoredRecord *) record;
 
-	set_in_flight(record, false);
+	land(record);
 	if (record->place != RECORD_PARKED)
 		return;
 	if (!stored->held)
@@ -540,14 +397,11 @@ outbox_worker_start(DatabaseState *state, OutboxHolds holds)
 		records_context = AllocSetContextCreate(
 			TopMemoryContext, "absmartly records", ALLOCSET_DEFAULT_SIZES);
 		control.keysize = sizeof(FlightKey);
-		control.entrysize = sizeof(FlightKey);
+		control.entrysize = sizeof(Flight);
 		control.hcxt = records_context;
 		in_flight = hash_create("absmartly records in flight", 4096, &control,
 								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-		control.keysize = sizeof(uint64);
-		control.entrysize = sizeof(HeldContext);
-		held = hash_create("absmartly held records", 256, &control,
-						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		held_init(records_context);
 	}
 	worker_state = state;
 	worker_holds = holds;
@@ -593,7 +447,10 @@ outbox_pass_begin(void)
 		parked_wanted = true;
 	pass.all_begun = false;
 	if (parked_wanted)
+	{
 		parked_changed = true;
+		parked_done = UNKNOWN_BYTES;
+	}
 	/* records may come to be held while the other heaps are read */
 	pass.order[pass.heaps++] = RECORD_PARKED;
 }
@@ -794,7 +651,7 @@ take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	{
 		stored = new_record(page->place, row, tuple, texts);
 		add_chunk(stored, tuple, texts[HEAP_PAYLOAD]);
-		set_in_flight(&stored->record, true);
+		take_off(&stored->record);
 		if (row->chunks > 1)
 			incomplete = lappend(incomplete, stored);
 	}
@@ -847,7 +704,7 @@ read_page(int place, BlockNumber page_number)
 		parked_wanted = true;
 		for (int i = pass.free_at - 1;
 			 i >= 0 && pass.free_pages[i].page == page_number; i--)
-			held_forget(pass.free_pages[i].key, page_number);
+			held_forget(pass.free_pages[i].context, page_number);
 	}
 	open = heaps_walk_page(reading[place], page_number, &walk);
 	parked_wanted = wanted;
@@ -879,7 +736,12 @@ enter_parked(void)
 		held_forget_all();
 	}
 	else
-		find_free_pages();
+	{
+		if (pass.free_pages != NULL)
+			pfree(pass.free_pages);
+		pass.free_pages = held_free_pages(worker_holds, &pass.nfree);
+		pass.free_at = 0;
+	}
 }
 
 /* Goes on to the next page on which a record is free. */
@@ -1232,7 +1094,12 @@ outbox_acknowledge(EventRecord **records, int count, bool flush)
 	MemoryContextSwitchTo(context);
 
 	for (int i = 0; i < count; i++)
-		set_in_flight(records[i], false);
+	{
+		land(records[i]);
+		if (records[i]->place == RECORD_PARKED && parked_done < UNKNOWN_BYTES)
+			parked_done +=
+				records[i]->payload.length + records[i]->ntids * ROW_OVERHEAD;
+	}
 	if (XLogRecPtrIsInvalid(end))
 		return;
 	if (flush)
@@ -1312,7 +1179,10 @@ truncate_heap(int place)
 		if (waiting == 0 && pages > 0)
 			RelationTruncate(relation, 0);
 		if (waiting == 0 && place == RECORD_PARKED)
+		{
 			held_forget_all();
+			parked_done = 0;
+		}
 		if (place != RECORD_PARKED)
 		{
 			know_nothing(&knowledge[place]);
@@ -1329,6 +1199,168 @@ truncate_heap(int place)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	return locked;
+}
+
+/* The rows that have to stay when the third heap gets a new file. */
+typedef struct Staying
+{
+	HeapTuple *tuples;
+	ItemPointerData *old; /* where they were */
+	int count;
+	int most;
+	Size bytes;
+	Size limit; /* beyond that nothing is moved */
+} Staying;
+
+static bool
+collect_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	Staying *staying = argument;
+
+	staying->bytes += HEAPTUPLESIZE + tuple->t_len;
+	if (staying->bytes > staying->limit)
+		return false;
+	if (staying->count == staying->most)
+	{
+		staying->most *= 2;
+		staying->tuples =
+			repalloc(staying->tuples, staying->most * sizeof(HeapTuple));
+		staying->old =
+			repalloc(staying->old, staying->most * sizeof(ItemPointerData));
+	}
+	staying->old[staying->count] = tuple->t_self;
+	staying->tuples[staying->count++] =
+		heap_copytuple(unconstify(HeapTupleData *, tuple));
+	return false;
+}
+
+static int
+compare_ids(const void *left, const void *right)
+{
+	int64 a = (*(EventRecord *const *) left)->id;
+	int64 b = (*(EventRecord *const *) right)->id;
+
+	return a < b ? -1 : a > b ? 1 : 0;
+}
+
+/* The parked records in flight, by their ids. */
+static EventRecord **
+parked_flights(int *count)
+{
+	EventRecord **records =
+		palloc((hash_get_num_entries(in_flight) + 1) * sizeof(EventRecord *));
+	HASH_SEQ_STATUS scan;
+	Flight *flight;
+
+	*count = 0;
+	hash_seq_init(&scan, in_flight);
+	while ((flight = hash_seq_search(&scan)) != NULL)
+		if (flight->key.place == RECORD_PARKED)
+			records[(*count)++] = flight->record;
+	qsort(records, *count, sizeof(EventRecord *), compare_ids);
+	return records;
+}
+
+/* Tells records in flight where their rows are now. */
+static void
+redirect_flights(const Staying *staying, EventRecord **records, int count)
+{
+	for (int i = 0; i < count; i++)
+		land(records[i]);
+	for (int i = 0; i < staying->count; i++)
+	{
+		const HeapRow *row = (const HeapRow *) GETSTRUCT(staying->tuples[i]);
+		EventRecord key = {.id = row->record};
+		EventRecord *wanted = &key;
+		EventRecord **found = bsearch(&wanted, records, count,
+									  sizeof(EventRecord *), compare_ids);
+
+		if (found != NULL && row->chunk < (*found)->ntids &&
+			ItemPointerEquals(&(*found)->tids[row->chunk], &staying->old[i]))
+			(*found)->tids[row->chunk] = staying->tuples[i]->t_self;
+	}
+	for (int i = 0; i < count; i++)
+		take_off(records[i]);
+}
+
+/* Moves what stays to a new file.  The rows are seen by all snapshots. */
+static void
+move_rows(Relation relation, const Staying *staying)
+{
+	set_new_file(relation);
+	CommandCounterIncrement();
+	for (int i = 0; i < staying->count; i++)
+		heap_insert(relation, staying->tuples[i], GetCurrentCommandId(true),
+					HEAP_INSERT_SKIP_FSM | HEAP_INSERT_FROZEN |
+						HEAP_INSERT_NO_LOGICAL,
+					NULL);
+}
+
+/*
+ * Makes the third heap smaller, so that what session contexts have held there
+ * does not take up room for ever: what has to stay moves to a new file, unless
+ * it is too much.  False if the heap could not be locked.
+ */
+static bool
+compact_parked(void)
+{
+	static MemoryContext work = NULL;
+	MemoryContext context = CurrentMemoryContext;
+	Staying staying = {.most = 64};
+	HeapWalk walk = {collect_row, NULL, &staying};
+	Relation relation = NULL;
+	EventRecord **flights = NULL;
+	BlockNumber pages = 0;
+	int nflights = 0;
+	bool locked = false;
+
+	if (work == NULL)
+		work = AllocSetContextCreate(records_context, "absmartly compaction",
+									 ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(work);
+	forget_records(&incomplete);
+	forget_records(&to_park);
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (heaps_find())
+		relation = heaps_open(RECORD_PARKED, AccessExclusiveLock, false);
+	if (relation != NULL)
+	{
+		locked = true;
+		MemoryContextSwitchTo(work);
+		PushActiveSnapshot(GetTransactionSnapshot());
+		staying.tuples = palloc(staying.most * sizeof(HeapTuple));
+		staying.old = palloc(staying.most * sizeof(ItemPointerData));
+		staying.limit =
+			Min(COMPACT_BYTES,
+				(Size) RelationGetNumberOfBlocks(relation) * BLCKSZ / 2);
+		heaps_walk(relation, &walk);
+		flights = parked_flights(&nflights);
+		if (staying.bytes <= staying.limit)
+			move_rows(relation, &staying);
+		PopActiveSnapshot();
+		pages = RelationGetNumberOfBlocks(relation);
+		relation_close(relation, NoLock);
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	if (!locked)
+		return false;
+
+	parked_done = 0;
+	if (staying.bytes <= staying.limit)
+	{
+		redirect_flights(&staying, flights, nflights);
+		pg_atomic_write_u32(&worker_state->outbox_blocks[RECORD_PARKED], pages);
+		/* the next pass finds out what is where */
+		held_forget_all();
+		parked_wanted = true;
+		if (pass.at < pass.heaps && pass.order[pass.at] == RECORD_PARKED)
+			pass.entered = false;
+	}
+	MemoryContextReset(work);
+	return true;
 }
 
 /* Brings what is known of the heaps' sizes up to date. */
@@ -1384,6 +1416,7 @@ outbox_maintain(DatabaseState *state, bool idle)
 {
 	static int failed = 0; /* in a row */
 	BlockNumber least = idle ? ROTATE_IDLE_PAGES : ROTATE_PAGES;
+	BlockNumber parked;
 	bool locked = true;
 	int active;
 	int other;
@@ -1421,6 +1454,9 @@ outbox_maintain(DatabaseState *state, bool idle)
 			locked = false;
 		}
 	}
+	parked = pg_atomic_read_u32(&state->outbox_blocks[RECORD_PARKED]);
+	if (parked >= least && parked_done >= (Size) parked * BLCKSZ / 2)
+		locked &= compact_parked();
 	if (locked)
 	{
 		failed = 0;

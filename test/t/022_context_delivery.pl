@@ -331,6 +331,36 @@ sub settle
 	$collector->forget('/v1');
 }
 
+# The third heap does not grow for ever where something stays in it
+{
+	my ($long, $long_id) = session('lena');
+	my ($session, $id) = session('max');
+
+	$collector->fault('/v1', { reject_goal => 'refused', times => -1 });
+	$node->safe_psql('postgres', q{SELECT absmartly_track('{"user_id": 1}', 'refused')});
+	ok(await_sql($node, q{SELECT count(*) FROM absmartly_dead_letters WHERE goal = 'refused'}, '1'), 'a dead letter');
+	$collector->clear_faults('/v1');
+	track($long, 'long', 1);
+	$session->query_safe(q{SELECT count(absmartly_context_track('much', jsonb_build_object('n', i, 'text', repeat('x', 6000)))) FROM generate_series(1, 1500) AS i});
+	settle();
+	is(outbox($id), 'parked held|1500', 'much is held');
+	cmp_ok($node->safe_psql('postgres', q{SELECT pg_relation_size('absmartly_outbox_parked')}), '>', 9000000, 'in a large heap');
+	track($long, 'long', 2);
+	my $reader = $node->background_psql('postgres');
+	$reader->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+	is(publish($session), '', 'published');
+	ok(await_sql($node, q{SELECT pg_relation_size('absmartly_outbox_parked') < 100000}), 'the heap is small again');
+	is($reader->query_safe(q{SELECT count(*) FROM absmartly_dead_letters WHERE goal = 'refused'}), '1', 'an old snapshot sees the dead letter still');
+	$reader->quit;
+	settle();
+	is(outbox($long_id), 'parked held|2', 'what is held is held');
+	$session->query_safe(q{SELECT absmartly_context_track('much', '{"n": 1501}')});
+	publish($_) for $long, $session;
+	is(arrived('long'), '1 2', 'and found');
+	$collector->forget('/v1');
+	is($node->safe_psql('postgres', 'SELECT absmartly_discard()'), '1', 'the dead letter is there');
+}
+
 # The endpoint changes: what is held goes to the new one
 {
 	my ($session, $id) = session('kim');
@@ -381,6 +411,29 @@ sub settle
 	is(arrived('there') . '|' . arrived('here'), '1|', 'concerns that one alone');
 	publish($here);
 	is(arrived('here'), '1', 'and this one this');
+}
+
+# A context that fails: what it has recorded before is dropped
+{
+	$node->safe_psql('postgres', 'CREATE DATABASE failing');
+	$collector->fault('/failing/v1', { match => { method => 'GET' }, hang => 1, times => 1 }, { match => { method => 'GET' }, status => 404, times => -1 });
+	$node->safe_psql('postgres', q{ALTER DATABASE failing SET absmartly.endpoint = '} . $collector->url('/failing/v1') . q{'});
+	create_extension($node, 'failing');
+	ok($collector->wait_for_request(space => '/failing/v1', timeout => 60), 'experiments are asked for');
+	my $session = $node->background_psql('failing', on_error_stop => 0, timeout => 180);
+
+	push @open, $session;
+	$session->query_safe(q{SELECT absmartly_context_create('{"user_id": "trent"}')});
+	is($session->query_safe('SELECT absmartly_context_is_ready()'), 'f', 'a context that is not ready');
+	track($session, 'doomed', 1);
+	$node->safe_psql('failing', q{SELECT absmartly_publish('60 s')});
+	is($node->safe_psql('failing', 'SELECT held_records + outbox_records FROM absmartly_stat'), '1', 'holds its events');
+	is($session->query_safe(q{SELECT absmartly_context_wait_until_ready('60 s'), absmartly_context_is_failed()}), 't|t', 'it fails');
+	is($session->query_safe('SELECT absmartly_context_pending()'), '1', 'and has its events still');
+	ok(await_sql($node, 'SELECT held_records + outbox_records FROM absmartly_stat', '0', database => 'failing'), 'which the worker has dropped');
+	$session->query_safe(q{SELECT absmartly_context_publish()});
+	is($session->query_safe('SELECT absmartly_context_pending()'), '0', 'a publish forgets them');
+	is(scalar(() = $collector->goals(space => '/failing/v1', name => 'doomed')), 0, 'they are not sent');
 }
 
 # The worker ends, and another one comes
