@@ -9,6 +9,7 @@ use warnings;
 
 use AbsmartlyTest;
 use FastSink;
+use POSIX ();
 use Test::More;
 use Time::HiRes qw(sleep time);
 
@@ -355,8 +356,51 @@ EOT
 };
 
 #
-# A memory queue that is too small
+# A memory queue that stays full, and one that is too small
 #
+
+# Seconds that a process has worked; 0 where the system does not tell.
+sub cpu_seconds
+{
+	my ($pid) = @_;
+
+	open my $file, '<', "/proc/$pid/stat" or return 0;
+	my @fields = split ' ', <$file> =~ s/^.*\)//r;
+	return ($fields[11] + $fields[12]) / POSIX::sysconf(&POSIX::_SC_CLK_TCK);
+}
+
+subtest 'a memory queue that can not be moved to the outbox' => sub {
+	my $number = 50_000;
+	my $session = $node->background_psql('postgres');
+	my $worker = worker_pid($node);
+	my $offset = -s $node->logfile;
+
+	$sink->forget;
+	$sink->answer(500);
+	$session->query_safe('BEGIN; ' . join ' ', map { "ALTER MATERIALIZED VIEW absmartly_outbox_$_ OWNER TO CURRENT_USER;" } qw(a b));
+	sql(<<"EOT");
+SET absmartly.durability = memory;
+DO \$\$
+BEGIN
+	FOR i IN 1 .. $number LOOP
+		PERFORM absmartly_track('{"user_id": 1}', 'in memory');
+		COMMIT;
+	END LOOP;
+END \$\$;
+EOT
+	my $before = cpu_seconds($worker);
+	ok(await(sub { substr(log_of($node), $offset) =~ /could not write exposures to the outbox/ }), 'a lock is in the way');
+	ok(await(sub { sql(q{SELECT wait_event_type FROM pg_stat_activity WHERE backend_type = 'absmartly worker' AND datname = 'postgres'}) eq 'Extension' }), 'the worker rests');
+	cmp_ok(cpu_seconds($worker) - $before, '<', 1, 'after little work');
+	cmp_ok(rss_anon($worker), '<', 32 * 1024, 'and with little memory');
+	$session->query_safe('ROLLBACK');
+	$session->quit;
+	ok(await_sql($node, 'SELECT outbox_events, memory_queue_entries FROM absmartly_stat', "$number|0"), 'later all is moved');
+	is(worker_pid($node), $worker, 'by the same worker');
+	$sink->answer(200);
+	publish();
+	arrived('and sent, once', goals => $number);
+};
 
 subtest 'absmartly.memory_queue_size' => sub {
 	$node->append_conf('postgresql.conf', "absmartly.memory_queue_size = '64kB'\n");
