@@ -472,10 +472,18 @@ static void
 look_for_data(Context *context)
 {
 	char error[SHARED_MAX_ERROR] = "";
-	bool ended = shared_available() && round_has_ended(context, error);
 	uint64 data_round;
 	DataHold data;
+	bool ended;
 
+	/* what is there already is nobody's to wait for */
+	if (context->round == 0 && version_hold(&data, &data_round))
+	{
+		context_set_data(context, &data);
+		become_ready(context);
+		return;
+	}
+	ended = shared_available() && round_has_ended(context, error);
 	if (version_hold(&data, &data_round))
 	{
 		if (context->round == 0 || data_round <= context->round)
@@ -604,6 +612,13 @@ context_create(const Jsonb *units, const Jsonb *attributes, EngineText data,
 pg_noreturn static void
 raise_no_context(void)
 {
+	if (IsParallelWorker())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("cannot use the session's context in a parallel "
+						"worker"),
+				 errhint("A function that calls absmartly_context_...() must "
+						 "not be PARALLEL SAFE.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("this session has no ABsmartly context"),

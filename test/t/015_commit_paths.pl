@@ -540,6 +540,14 @@ EOT
 	fails_with($node, "$parallel SELECT count(wrongly_safe(n)) FROM many", '25000', qr/cannot record events in a parallel worker/,
 		'a function that is wrongly PARALLEL SAFE');
 	is_waiting('wrongly_safe', '', 'records nothing');
+	succeed(<<'EOT');
+CREATE FUNCTION wrongly_safe_context(n int) RETURNS int LANGUAGE plpgsql PARALLEL SAFE AS $$
+BEGIN
+	RETURN n + absmartly_context_peek_treatment('exp');
+END $$;
+EOT
+	fails_with($node, "$parallel SELECT absmartly_context_create('{\"user_id\": 1}'); SELECT count(wrongly_safe_context(n)) FROM many", '25000',
+		qr/cannot use the session's context in a parallel worker/, 'the same with a session context');
 };
 
 subtest 'privileges and row security' => sub {
