@@ -1155,6 +1155,9 @@ buffer_flush(bool prepare)
 
 	if (likely(!recording))
 		return;
+	/* its place may be another database's by now: nobody serves this one */
+	if (state != NULL && state->database != MyDatabaseId)
+		state = NULL;
 	previous = MemoryContextSwitchTo(context);
 	/* in a procedure the present one is its portal's */
 	CurrentResourceOwner = TopTransactionResourceOwner;

@@ -136,6 +136,7 @@ static Relation reading[HEAPS_COUNT];
 static List *page_records = NIL; /* read, and not handed out yet */
 static List *incomplete = NIL; /* whose chunks are still to come */
 static List *to_park = NIL;
+static List *parked_records = NIL; /* and their originals not marked yet */
 static XLogRecPtr flush_up_to = InvalidXLogRecPtr;
 static bool parked_wanted; /* all of the third heap is to be read */
 static bool parked_changed = false;
@@ -408,6 +409,7 @@ outbox_worker_start(DatabaseState *state, OutboxHolds holds)
 	forget_records(&page_records);
 	forget_records(&incomplete);
 	forget_records(&to_park);
+	forget_records(&parked_records);
 	held_forget_all();
 	for (int i = 0; i < 2; i++)
 		know_nothing(&knowledge[i]);
@@ -896,14 +898,44 @@ report_parked(int foreign, int unreadable)
 	reported_at = now;
 }
 
+/*
+ * Marks the originals of what was parked.  Should that fail they stay in
+ * flight, and it is done with the next ones.
+ */
+static void
+acknowledge_parked(void)
+{
+	static EventRecord **records = NULL;
+	static int most = 0;
+	int number = list_length(parked_records);
+
+	if (number == 0)
+		return;
+	if (number > most)
+	{
+		if (records != NULL)
+			pfree(records);
+		records = NULL;
+		most = 0;
+		records =
+			MemoryContextAlloc(records_context, number * sizeof(EventRecord *));
+		most = number;
+	}
+	for (int i = 0; i < number; i++)
+		records[i] = list_nth(parked_records, i);
+	outbox_acknowledge(records, number, false);
+	list_free_deep(parked_records);
+	parked_records = NIL;
+}
+
 void
 outbox_read_end(void)
 {
 	List *parked = to_park;
+	MemoryContext caller;
 	ListCell *cell;
 	int foreign = 0;
 	int unreadable = 0;
-	int count = 0;
 
 	nparked_pages = 0;
 	foreach (cell, parked)
@@ -920,35 +952,26 @@ outbox_read_end(void)
 		relation_close(reading[place], RowExclusiveLock);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-	if (parked == NIL)
-		return;
-
+	to_park = NIL;
+	for (int i = 0; i < nparked_pages; i++)
+		held_add(parked_pages[i].key, parked_pages[i].page,
+				 parked_pages[i].sequence);
+	foreach (cell, parked)
 	{
-		EventRecord **records =
-			palloc(list_length(parked) * sizeof(EventRecord *));
+		const StoredRecord *stored = lfirst(cell);
+		const EventPayload *payload = &stored->record.payload;
 
-		to_park = NIL;
-		for (int i = 0; i < nparked_pages; i++)
-			held_add(parked_pages[i].key, parked_pages[i].page,
-					 parked_pages[i].sequence);
-		foreach (cell, parked)
-		{
-			StoredRecord *stored = lfirst(cell);
-			const EventPayload *payload = &stored->record.payload;
-
-			if (stored->to_hold && payload->prepared)
-				context_slot_count(payload->context,
-								   payload->exposures + payload->goals);
-			records[count++] = &stored->record;
-		}
-		outbox_acknowledge(records, count, false);
-		if (foreign + unreadable > 0)
-			report_parked(foreign, unreadable);
-		for (int i = 0; i < count; i++)
-			pfree(records[i]);
-		pfree(records);
-		list_free(parked);
+		if (stored->to_hold && payload->prepared)
+			context_slot_count(payload->context,
+							   payload->exposures + payload->goals);
 	}
+	caller = MemoryContextSwitchTo(records_context);
+	parked_records = list_concat(parked_records, parked);
+	list_free(parked);
+	MemoryContextSwitchTo(caller);
+	if (foreign + unreadable > 0)
+		report_parked(foreign, unreadable);
+	acknowledge_parked();
 }
 
 void
