@@ -223,6 +223,24 @@ batch_has_context(uint64 context)
 	return hash_search(counts, &context, HASH_FIND, NULL) != NULL;
 }
 
+bool
+batch_has_undone(uint64 context)
+{
+	dlist_iter iter;
+
+	dlist_foreach(iter, &live)
+	{
+		if (dlist_container(BatchSource, node, iter.cur)->context == context)
+			return true;
+	}
+	dlist_foreach(iter, &aside_order)
+	{
+		if (dlist_container(Aside, node, iter.cur)->key.context == context)
+			return true;
+	}
+	return false;
+}
+
 void
 batch_flush(void)
 {
@@ -740,25 +758,24 @@ read_source(Batch *batch, size_t max_bytes)
 		BatchItem *item;
 		EventKind kind = decoder_next(&decoder);
 
-		switch (kind)
+		if (kind == EVENT_CONTEXT)
 		{
-			case EVENT_CONTEXT:
-				if (reading->header != NULL)
-					continue;
-				end_item(batch);
-				if (is_full(batch, max_bytes))
-					return false;
+			if (reading->header != NULL)
 				continue;
-			case EVENT_EXPOSURE:
-			case EVENT_GOAL:
-				break;
-			case EVENT_MALFORMED:
-				reading->records[reading_at].damaged = true;
-				end_record(batch);
-				continue;
-			case EVENT_END:
-				end_record(batch);
-				continue;
+			end_item(batch);
+			if (is_full(batch, max_bytes))
+				return false;
+			continue;
+		}
+		if (kind == EVENT_END || kind == EVENT_MALFORMED)
+		{
+			reading->records[reading_at].damaged = kind == EVENT_MALFORMED;
+			end_record(batch);
+			/* it may be another source now */
+			if (untouched && is_full(batch, max_bytes))
+				return false;
+			untouched = false;
+			continue;
 		}
 
 		if (!item_open)

@@ -123,8 +123,12 @@ extern void batch_drop_held(Batch *batch);
 
 extern void batch_free(Batch *batch);
 
-/* Whether records of a session context were read and not acknowledged. */
+/*
+ * Whether records of a session context were read and not acknowledged, and
+ * whether some of these are not done.
+ */
 extern bool batch_has_context(uint64 context);
+extern bool batch_has_undone(uint64 context);
 
 /*
  * Keeps what was refused as dead letters; acknowledges the records all of

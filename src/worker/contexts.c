@@ -41,7 +41,8 @@ typedef struct FailedContext
 	uint64 released; /* as it was then */
 } FailedContext;
 
-/* A context that has failed: what it has left is dropped, also when it is gone.
+/*
+ * A context that has failed: what it has left is dropped, also when it is gone.
  */
 typedef struct DiscardedContext
 {
@@ -453,7 +454,9 @@ contexts_fail(DatabaseState *state, uint64 key, int code, const char *error)
 	{
 		Request *request = dlist_container(Request, node, iter.cur);
 
-		if (key == 0 || request->key == key)
+		/* what has just been delivered has not failed */
+		if (key == 0 ? !request->read || batch_has_undone(request->key)
+					 : request->key == key)
 			finish(state, request, code, error);
 	}
 }

@@ -62,8 +62,8 @@ extern bool contexts_requested(uint64 key);
 extern void contexts_refused(uint64 key, const char *words);
 
 /*
- * Publishing has failed: for a context, for all if key is 0.  Who waits for it
- * is told, and the event logger before.
+ * Publishing has failed: for a context, or if key is 0 for all that are not
+ * done.  Who waits for it is told, and the event logger before.
  */
 extern void contexts_fail(DatabaseState *state, uint64 key, int code,
 						  const char *error);
