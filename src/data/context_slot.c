@@ -21,7 +21,7 @@
 void
 context_slot_id(uint64 key, char id[CONTEXT_ID_SIZE])
 {
-	snprintf(id, CONTEXT_ID_SIZE, "%016" INT64_MODIFIER "x", key);
+	snprintf(id, CONTEXT_ID_SIZE, "%016llx", (unsigned long long) key);
 }
 
 static int
