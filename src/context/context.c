@@ -62,16 +62,17 @@ same_text(EngineText left, EngineText right)
 		   memcmp(left.data, right.data, left.length) == 0;
 }
 
-/* Makes room for one more element of a list. */
-static void *
-grow(const Context *context, void *list, int count, int *most, Size size)
+void *
+context_grow(const Context *context, void *list, int count, int *most,
+			 Size size)
 {
 	if (count < *most)
 		return list;
+	list = list == NULL
+			   ? MemoryContextAlloc(context->memory, Max(*most * 2, 4) * size)
+			   : repalloc(list, Max(*most * 2, 4) * size);
 	*most = Max(*most * 2, 4);
-	if (list == NULL)
-		return MemoryContextAlloc(context->memory, *most * size);
-	return repalloc(list, *most * size);
+	return list;
 }
 
 /*
@@ -172,8 +173,8 @@ set_unit(Context *context, EngineText type, const JsonbValue *value)
 	hash_unit(&unit, value);
 	unit.type = context_copy_text(context, type);
 	unit.value = copy_jsonb(context, jsonb);
-	context->units = grow(context, context->units, context->nunits,
-						  &context->max_units, sizeof(ContextUnit));
+	context->units = context_grow(context, context->units, context->nunits,
+								  &context->max_units, sizeof(ContextUnit));
 	context->units[context->nunits++] = unit;
 	return true;
 }
@@ -192,11 +193,10 @@ type_word(const JsonbValue *value)
 	return value->type == jbvBool ? "boolean" : "object";
 }
 
-/* Calls visit for each member of an object, with its name in UTF-8. */
-static void
-visit_members(Context *context, const Jsonb *object,
-			  void (*visit)(Context *context, EngineText name,
-							const JsonbValue *value))
+void
+context_visit_members(Context *context, const Jsonb *object,
+					  void (*visit)(Context *context, EngineText name,
+									const JsonbValue *value))
 {
 	JsonbIterator *iterator =
 		JsonbIteratorInit(unconstify(JsonbContainer *, &object->root));
@@ -289,8 +289,8 @@ set_attribute(Context *context, EngineText name, const Jsonb *value)
 									  CONTEXT_MAX_ATTRIBUTES)));
 	}
 	context->attributes =
-		grow(context, context->attributes, context->nattributes,
-			 &context->max_attributes, sizeof(ContextAttribute));
+		context_grow(context, context->attributes, context->nattributes,
+					 &context->max_attributes, sizeof(ContextAttribute));
 	attribute.name = context_copy_text(context, name);
 	attribute.json = context_copy_text(context, json);
 	attribute.value = copy_jsonb(context, value);
@@ -401,8 +401,7 @@ become_ready(Context *context)
 	if (slot != NULL && context->options.publish_delay >= 0)
 	{
 		pg_atomic_write_u64(&slot->due, 0);
-		if (shared_my_database() != NULL)
-			context_slots_changed(shared_my_database());
+		context_slots_changed(shared_my_database());
 	}
 	context_log_data(context, "ready");
 }
@@ -423,8 +422,7 @@ become_failed(Context *context, const char *error)
 	{
 		pg_atomic_write_u32(&slot->discards, 1);
 		pg_atomic_write_u64(&slot->due, 0);
-		if (shared_my_database() != NULL)
-			context_slots_changed(shared_my_database());
+		context_slots_changed(shared_my_database());
 	}
 	context_log_error(context, error);
 }
@@ -580,9 +578,9 @@ context_create(const Jsonb *units, const Jsonb *attributes, EngineText data,
 	DataHold hold = {NULL, NULL};
 
 	if (units != NULL)
-		visit_members(context, units, create_unit);
+		context_visit_members(context, units, create_unit);
 	if (attributes != NULL)
-		visit_members(context, attributes, create_attribute);
+		context_visit_members(context, attributes, create_attribute);
 	if (!exit_registered)
 	{
 		before_shmem_exit(leave_at_exit, (Datum) 0);

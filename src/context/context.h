@@ -186,6 +186,16 @@ extern void context_set_attribute(Context *context, EngineText name,
 /* The last value of each attribute, an object. */
 extern const Jsonb *context_attributes_object(Context *context);
 
+/* Calls visit for each member of an object, with its name in UTF-8. */
+extern void context_visit_members(Context *context, const Jsonb *object,
+								  void (*visit)(Context *context,
+												EngineText name,
+												const JsonbValue *value));
+
+/* Makes room for one more element of a list in the context's memory. */
+extern void *context_grow(const Context *context, void *list, int count,
+						  int *most, Size size);
+
 /* The context's copy of a text. */
 extern EngineText context_copy_text(const Context *context, EngineText text);
 

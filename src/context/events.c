@@ -67,28 +67,17 @@ context_events_reset(void)
 	max_marks = 0;
 }
 
-/* Room for one more element of a list, in memory of the context. */
-static void *
-grow(const Context *context, void *list, int count, int *most, Size size)
-{
-	if (count < *most)
-		return list;
-	*most = Max(*most * 2, 8);
-	if (list == NULL)
-		return MemoryContextAlloc(context->memory, *most * size);
-	return repalloc(list, *most * size);
-}
-
 /* Makes room for what an event leaves here; the first one leaves a mark. */
 static void
 prepare_event(Context *context)
 {
 	int level = GetCurrentTransactionNestLevel();
 
-	exposed = grow(context, exposed, nexposed, &max_exposed, sizeof(Exposed));
+	exposed =
+		context_grow(context, exposed, nexposed, &max_exposed, sizeof(Exposed));
 	if (level <= 1 || (nmarks > 0 && marks[nmarks - 1].level >= level))
 		return;
-	marks = grow(context, marks, nmarks, &max_marks, sizeof(Mark));
+	marks = context_grow(context, marks, nmarks, &max_marks, sizeof(Mark));
 	marks[nmarks++] = (Mark){level, nexposed, context->uncommitted};
 }
 
@@ -530,11 +519,8 @@ context_before_commit(void)
 static void
 hand_over(Context *context, ContextSlot *slot)
 {
-	DatabaseState *state = shared_my_database();
-
 	pg_atomic_write_u64(&slot->released, context->last_sequence);
-	if (state != NULL)
-		context_slots_changed(state);
+	context_slots_changed(shared_my_database());
 }
 
 /*
@@ -545,15 +531,13 @@ static void
 set_due(Context *context, ContextSlot *slot, uint64 before)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	DatabaseState *state = shared_my_database();
 
 	if ((TimestampTz) pg_atomic_read_u64(&slot->due) > now)
 		return;
 	pg_atomic_write_u64(&slot->released, before);
 	pg_atomic_write_u64(&slot->due, (uint64) TimestampTzPlusMilliseconds(
 										now, context->options.publish_delay));
-	if (state != NULL)
-		context_slots_changed(state);
+	context_slots_changed(shared_my_database());
 }
 
 static void

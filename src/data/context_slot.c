@@ -77,7 +77,7 @@ context_slot_leave(void)
 		return;
 	state = shared_my_database();
 	set_key(slot, state, 0);
-	if (state != NULL && (int64) pg_atomic_read_u64(&slot->pending) != 0)
+	if ((int64) pg_atomic_read_u64(&slot->pending) != 0)
 		context_slots_changed(state);
 }
 
@@ -116,6 +116,8 @@ context_slot_commit(uint64 key, uint64 sequence)
 void
 context_slots_changed(DatabaseState *state)
 {
+	if (state == NULL)
+		return;
 	pg_atomic_fetch_add_u32(&state->contexts_changed, 1);
 	shared_wake_worker(state);
 }

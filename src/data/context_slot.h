@@ -50,7 +50,7 @@ extern void context_slot_commit(uint64 key, uint64 sequence);
 /* Makes this session's context unknown: the worker sends what it has left. */
 extern void context_slot_leave(void);
 
-/* Tells the worker to look at the slots of its database, and wakes it. */
+/* Tells the worker, if there is a state, to look at its slots, and wakes it. */
 extern void context_slots_changed(DatabaseState *state);
 
 /*

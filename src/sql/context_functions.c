@@ -329,8 +329,7 @@ deliver(Context *context, TimestampTz until, const char *function)
 	{
 		/* what is held is held again */
 		pg_atomic_write_u64(&slot->released, 0);
-		if (shared_my_database() != NULL)
-			context_slots_changed(shared_my_database());
+		context_slots_changed(shared_my_database());
 		PG_RE_THROW();
 	}
 	PG_END_TRY();

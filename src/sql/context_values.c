@@ -66,30 +66,15 @@ value_argument(FunctionCallInfo fcinfo, int argument)
  * can't be.  NULL has none.
  */
 static void
-visit_members(FunctionCallInfo fcinfo, Context *context, const char *what,
-			  const char *example,
-			  void (*visit)(Context *context, EngineText name,
-							const JsonbValue *value))
+visit_argument(FunctionCallInfo fcinfo, Context *context, const char *what,
+			   const char *example,
+			   void (*visit)(Context *context, EngineText name,
+							 const JsonbValue *value))
 {
-	const Jsonb *object;
-	JsonbIterator *iterator;
-	EngineText name = {NULL, 0};
-	JsonbIteratorToken token;
-	JsonbValue value;
-
 	if (PG_ARGISNULL(0))
 		return;
 	evaluation_check_other(PG_GETARG_DATUM(0), what, example);
-	object = PG_GETARG_JSONB_P(0);
-	iterator = JsonbIteratorInit(unconstify(JsonbContainer *, &object->root));
-	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
-	{
-		if (token == WJB_KEY)
-			name = text_to_utf8(value.val.string.val,
-								(size_t) value.val.string.len);
-		else if (token == WJB_VALUE)
-			visit(context, name, &value);
-	}
+	context_visit_members(context, PG_GETARG_JSONB_P(0), visit);
 }
 
 static Context *
@@ -157,8 +142,8 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_units);
 Datum
 absmartly_context_set_units(PG_FUNCTION_ARGS)
 {
-	visit_members(fcinfo, open_context(), "units", "{\"user_id\": 42}",
-				  context_set_unit);
+	visit_argument(fcinfo, open_context(), "units", "{\"user_id\": 42}",
+				   context_set_unit);
 	PG_RETURN_VOID();
 }
 
@@ -241,8 +226,8 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_attributes);
 Datum
 absmartly_context_set_attributes(PG_FUNCTION_ARGS)
 {
-	visit_members(fcinfo, open_context(), "attributes", "{\"country\": \"PT\"}",
-				  set_attribute);
+	visit_argument(fcinfo, open_context(), "attributes",
+				   "{\"country\": \"PT\"}", set_attribute);
 	PG_RETURN_VOID();
 }
 
@@ -353,8 +338,8 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_overrides);
 Datum
 absmartly_context_set_overrides(PG_FUNCTION_ARGS)
 {
-	visit_members(fcinfo, context_current(), "overrides", "{\"experiment\": 1}",
-				  override_member);
+	visit_argument(fcinfo, context_current(), "overrides",
+				   "{\"experiment\": 1}", override_member);
 	PG_RETURN_VOID();
 }
 
@@ -386,8 +371,8 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_custom_assignments);
 Datum
 absmartly_context_set_custom_assignments(PG_FUNCTION_ARGS)
 {
-	visit_members(fcinfo, open_context(), "custom assignments",
-				  "{\"experiment\": 1}", custom_member);
+	visit_argument(fcinfo, open_context(), "custom assignments",
+				   "{\"experiment\": 1}", custom_member);
 	PG_RETURN_VOID();
 }
 
