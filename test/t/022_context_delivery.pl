@@ -180,6 +180,20 @@ sub settle
 	arrive('slower', '1', 'and found when it is over');
 }
 
+# One that commits all the time: what was due does not wait for what comes, and no request has a gap
+{
+	my ($session) = session('busy', delay => 20);
+	my $most = 2000;
+
+	$session->query_safe(join ";\n", map { "SELECT absmartly_context_track('busy', '{\"n\": $_}')" } 1 .. $most);
+	is(publish($session), '', 'published');
+	my @requests = requests_of('busy');
+	cmp_ok(scalar @requests, '>', 2, 'a context that is busy is sent again and again');
+	is(join(' ', sort { $a <=> $b } split / /, numbers_in(@requests)), join(' ', 1 .. $most), 'each event once');
+	is(scalar(grep { my @numbers = split / /, numbers_in($_); $numbers[-1] - $numbers[0] != $#numbers } @requests), 0, 'in order, without gaps');
+	$collector->forget('/v1');
+}
+
 # A session ends; another context takes the place of one; a session crashes
 {
 	my ($session, $id) = session('erin');
