@@ -101,9 +101,10 @@ $collector->set_keys('/v1', []);
 is(publish(), '1', 'repaired');
 
 # HTML from somebody in between
-$collector->fault('/v1', { match => { method => 'PUT' }, html => 1, times => 1 });
+$collector->fault('/v1', { match => { method => 'PUT' }, html => 1, times => -1 });
 track('html', 1);
 fails_with($node, 'SELECT absmartly_publish();', '08006', qr/HTML page/, 'an HTML page is no answer');
+$collector->clear_faults('/v1');
 publish();
 is(arrived('html'), 1, 'and takes nothing in');
 
