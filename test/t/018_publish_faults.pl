@@ -234,11 +234,11 @@ subtest 'one fault after the other' => sub {
 
 	track('changing', 3);
 	put_fault(status => 503);
-	publish_fails(qr/.*status 503/, '503');
-	publish_fails(qr/.*status 503/, '503 again');
+	publish_fails(qr/.*status 503/, 'status 503');
+	publish_fails(qr/.*status 503/, 'status 503 again');
 	$collector->clear_faults('/v1');
 	put_fault(status => 403);
-	publish_fails(qr/.*status 403/, '403');
+	publish_fails(qr/.*status 403/, 'status 403');
 	$collector->clear_faults('/v1');
 	is(publish(), '3', 'better');
 	is(times_in(log_since($offset), $complaint), 2, 'the log tells each reason');
