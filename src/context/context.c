@@ -14,6 +14,7 @@
 #include "storage/ipc.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -632,6 +633,9 @@ context_current(void)
 
 	if (unlikely(context == NULL))
 		raise_no_context();
+	/* whoever has called the logger reads the data */
+	if (unlikely(logger_is_running()))
+		return context;
 	if (context->state == CONTEXT_NOT_READY)
 		look_for_data(context);
 	else if (unlikely(version_hold_is_stale(&context->data)))
@@ -640,6 +644,17 @@ context_current(void)
 		context->state == CONTEXT_READY && !context->failed)
 		refresh_if_due(context);
 	return context;
+}
+
+void
+context_require_unrestricted(Oid function)
+{
+	if (InSecurityRestrictedOperation())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot execute %s() within security-restricted "
+						"operation",
+						get_func_name(function))));
 }
 
 pg_noreturn static void

@@ -163,6 +163,14 @@ extern void context_drop(void);
  */
 extern Context *context_current(void);
 
+/*
+ * Raises 42501 in a security-restricted operation, like PREPARE: code of others
+ * that a maintenance command or an event logger runs leaves nothing in the
+ * session.  Thus the context and its data stay as they are, too, while those
+ * who have called an event logger use them.
+ */
+extern void context_require_unrestricted(Oid function);
+
 /* Raises 55000 if it is not ready, finalizing or finalized (protocol 8). */
 extern void context_require_ready(const Context *context);
 extern void context_require_open(const Context *context);

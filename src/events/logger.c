@@ -207,6 +207,12 @@ static WaitingEvent *last_waiting = NULL;
 
 static bool in_logger = false;
 
+bool
+logger_is_running(void)
+{
+	return in_logger;
+}
+
 /* A failed logger is undone; the cancellation of the query is not its own. */
 static void
 survive_failure(const char *event, MemoryContext context, ResourceOwner owner)
@@ -236,9 +242,9 @@ call_in_session(uint64 context_key, const char *event, const char *data,
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 
-	in_logger = true;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
+	in_logger = true;
 	PG_TRY();
 	{
 		Datum json = data ? data_datum(data, length) : text_datum(message);

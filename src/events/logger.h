@@ -30,6 +30,9 @@ extern void logger_emit(uint64 context, const char *event, const char *data,
 						size_t length);
 extern void logger_emit_error(uint64 context, const char *message);
 
+/* Whether the session's logger runs. */
+extern bool logger_is_running(void);
+
 /* What has waited for the end of parallel mode is told. */
 extern void logger_flush(void);
 

@@ -122,11 +122,14 @@ absmartly_context_treatment(PG_FUNCTION_ARGS)
 {
 	Context *context = context_current();
 	ContextEntry *entry = assign_argument(fcinfo, context);
+	int32 variant;
 
 	if (entry == NULL)
 		PG_RETURN_INT32(0);
+	/* an event logger may see to it that there is another one afterwards */
+	variant = entry->assignment.variant;
 	context_expose(context, entry);
-	PG_RETURN_INT32(entry->assignment.variant);
+	PG_RETURN_INT32(variant);
 }
 
 /*
@@ -168,17 +171,17 @@ find_value(Context *context, const text *key, bool expose)
 			snapshot_experiment(snapshot, indexes[i]);
 		ContextEntry *entry = assignments_entry(
 			context, snapshot_text(snapshot, experiment->name));
-		const Jsonb *value;
+		const Jsonb *value = NULL;
 
 		assignments_assign(context, entry);
 		if (entry->variables == NULL)
 			continue;
+		/* before an event logger sees to it that there are other ones */
+		if (entry->assignment.flags &
+			(ASSIGN_ASSIGNED | ASSIGN_OVERRIDDEN | ASSIGN_RULE_OVERRIDE))
+			value = member_value(entry->variables, key);
 		if (expose)
 			context_expose(context, entry);
-		if ((entry->assignment.flags &
-			 (ASSIGN_ASSIGNED | ASSIGN_OVERRIDDEN | ASSIGN_RULE_OVERRIDE)) == 0)
-			continue;
-		value = member_value(entry->variables, key);
 		if (value != NULL)
 			return value;
 	}

@@ -15,6 +15,7 @@
 #include "context/events.h"
 #include "data/context_slot.h"
 #include "data/store.h"
+#include "events/logger.h"
 #include "settings.h"
 #include "sql/evaluation.h"
 #include "sql/jsonb_value.h"
@@ -162,6 +163,7 @@ absmartly_context_create(PG_FUNCTION_ARGS)
 	EngineText data = {NULL, 0};
 	ContextOptions options;
 
+	context_require_unrestricted(fcinfo->flinfo->fn_oid);
 	if (!PG_ARGISNULL(2))
 		data = text_datum_to_utf8(PG_GETARG_TEXT_PP(2));
 	read_options(&options, object_argument(fcinfo, 3, "options",
@@ -244,7 +246,9 @@ absmartly_context_wait_until_ready(PG_FUNCTION_ARGS)
 {
 	TimestampTz until = wait_deadline(fcinfo, 0);
 
-	while (context_current()->state == CONTEXT_NOT_READY)
+	/* an event logger would wait for nothing */
+	while (context_current()->state == CONTEXT_NOT_READY &&
+		   !logger_is_running())
 	{
 		wait_require_worker("absmartly_context_wait_until_ready()");
 		if (!wait_for_change(wait_state(), until))
@@ -367,6 +371,7 @@ absmartly_context_finalize(PG_FUNCTION_ARGS)
 	ContextState state = context->state;
 	ContextSlot *slot = context_slot_mine();
 
+	context_require_unrestricted(fcinfo->flinfo->fn_oid);
 	if (state == CONTEXT_FINALIZING || state == CONTEXT_FINALIZED)
 		PG_RETURN_VOID();
 	context->state = CONTEXT_FINALIZING;
@@ -407,6 +412,7 @@ absmartly_context_refresh(PG_FUNCTION_ARGS)
 	uint64 data_round;
 	DataHold data;
 
+	context_require_unrestricted(fcinfo->flinfo->fn_oid);
 	context_require_ready(context);
 	if (context->failed)
 		PG_RETURN_VOID();

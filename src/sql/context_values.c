@@ -77,10 +77,18 @@ visit_argument(FunctionCallInfo fcinfo, Context *context, const char *what,
 	context_visit_members(context, PG_GETARG_JSONB_P(0), visit);
 }
 
+/* The context, for a function that sets something. */
 static Context *
-open_context(void)
+context_to_set(FunctionCallInfo fcinfo)
 {
-	Context *context = context_current();
+	context_require_unrestricted(fcinfo->flinfo->fn_oid);
+	return context_current();
+}
+
+static Context *
+open_context(FunctionCallInfo fcinfo)
+{
+	Context *context = context_to_set(fcinfo);
 
 	context_require_open(context);
 	return context;
@@ -125,7 +133,7 @@ Datum
 absmartly_context_set_unit(PG_FUNCTION_ARGS)
 {
 	const text *type = name_argument(fcinfo, 0, "unit type");
-	Context *context = open_context();
+	Context *context = open_context(fcinfo);
 	JsonbValue value;
 
 	if (!JsonbExtractScalar(
@@ -142,7 +150,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_units);
 Datum
 absmartly_context_set_units(PG_FUNCTION_ARGS)
 {
-	visit_argument(fcinfo, open_context(), "units", "{\"user_id\": 42}",
+	visit_argument(fcinfo, open_context(fcinfo), "units", "{\"user_id\": 42}",
 				   context_set_unit);
 	PG_RETURN_VOID();
 }
@@ -208,7 +216,7 @@ absmartly_context_set_attribute(PG_FUNCTION_ARGS)
 {
 	const text *name = name_argument(fcinfo, 0, "name of an attribute");
 
-	context_set_attribute(open_context(), text_datum_to_utf8(name),
+	context_set_attribute(open_context(fcinfo), text_datum_to_utf8(name),
 						  value_argument(fcinfo, 1));
 	PG_RETURN_VOID();
 }
@@ -226,7 +234,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_attributes);
 Datum
 absmartly_context_set_attributes(PG_FUNCTION_ARGS)
 {
-	visit_argument(fcinfo, open_context(), "attributes",
+	visit_argument(fcinfo, open_context(fcinfo), "attributes",
 				   "{\"country\": \"PT\"}", set_attribute);
 	PG_RETURN_VOID();
 }
@@ -318,7 +326,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_override);
 Datum
 absmartly_context_set_override(PG_FUNCTION_ARGS)
 {
-	Context *context = context_current();
+	Context *context = context_to_set(fcinfo);
 	int32 variant = variant_argument(fcinfo);
 
 	set_override(context, entry_argument(fcinfo, context), variant);
@@ -338,7 +346,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_overrides);
 Datum
 absmartly_context_set_overrides(PG_FUNCTION_ARGS)
 {
-	visit_argument(fcinfo, context_current(), "overrides",
+	visit_argument(fcinfo, context_to_set(fcinfo), "overrides",
 				   "{\"experiment\": 1}", override_member);
 	PG_RETURN_VOID();
 }
@@ -351,7 +359,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_custom_assignment);
 Datum
 absmartly_context_set_custom_assignment(PG_FUNCTION_ARGS)
 {
-	Context *context = open_context();
+	Context *context = open_context(fcinfo);
 	int32 variant = variant_argument(fcinfo);
 
 	set_custom(context, entry_argument(fcinfo, context), variant);
@@ -371,7 +379,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_custom_assignments);
 Datum
 absmartly_context_set_custom_assignments(PG_FUNCTION_ARGS)
 {
-	visit_argument(fcinfo, open_context(), "custom assignments",
+	visit_argument(fcinfo, open_context(fcinfo), "custom assignments",
 				   "{\"experiment\": 1}", custom_member);
 	PG_RETURN_VOID();
 }

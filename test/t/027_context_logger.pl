@@ -298,6 +298,42 @@ is($result, '1', 'without its function all goes on');
 like($noise, qr/event logger "public\.log_event" does not exist/, 'which is reported');
 $node->safe_psql('postgres', 'ALTER FUNCTION log_elsewhere RENAME TO log_event');
 
+# one that would change what its caller is at: the context, its data, the assignment
+my $change = q{BEGIN PERFORM public.absmartly_context_%s; EXCEPTION WHEN insufficient_privilege THEN RAISE WARNING '%%', SQLERRM; END;};
+for my $call (q{create('{"user_id": 99}')}, q{refresh()}, q{finalize()}, q{set_unit('email', 'x')}, q{set_units('{"email": "x"}')}, q{set_attribute('a', 'b'::text)},
+	q{set_attributes('{"a": 1}')}, q{set_override('exp', 0)}, q{set_overrides('{"exp": 0}')}, q{set_custom_assignment('exp', 0)}, q{set_custom_assignments('{"exp": 0}')})
+{
+	my ($function) = $call =~ /(\w+)/;
+
+	logger("BEGIN IF event IN ('exposure', 'goal') THEN " . sprintf($change, $call) . ' END IF; END');
+	$id = new_context($session);
+	($result, $noise) = in_session($session, q{SELECT absmartly_context_treatment('exp'), absmartly_context_variable_value('size', 'none'), absmartly_context_track('goal')});
+	like($result, qr/^1\|[23]\|$/, "$function: the caller gets what it has asked for");
+	like($noise, qr/WARNING:  cannot execute absmartly_context_$function\(\) within security-restricted operation/, 'the logger is refused');
+	is(in_session($session, q{SELECT absmartly_context_id(), absmartly_context_units(), absmartly_context_attributes(), absmartly_context_is_finalized()}), qq($id|{"user_id": 1}|{}|f), 'and changes nothing');
+}
+logger("BEGIN IF event = 'exposure' THEN PERFORM set_config('absmartly.overrides', '{\"exp\": 7}', true), public.absmartly_context_peek_treatment('exp'); END IF; END");
+$id = new_context($session);
+is(in_session($session, q{SELECT absmartly_context_treatment('exp')}), '1', 'a treatment is the one that was exposed');
+# data that is replaced while it is read
+logger("BEGIN IF event = 'exposure' THEN PERFORM pg_sleep(0.5), public.absmartly_context_id(); END IF; END");
+$id = new_context($session);
+$session->{stdin} .= "SELECT absmartly_context_variable_value('size', 'none') AS late_size;\n";
+$session->{run}->pump_nb;
+ok(await_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'}, '1'), 'a logger works');
+$node->safe_psql('postgres', q{SELECT absmartly_set_context_data('{"experiments": []}')});
+like(in_session($session, 'SELECT 1'), qr/^[23] 1$/, 'a variable that is read meanwhile is that of the data from before');
+$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+
+# what a maintenance command runs is not the session's either
+$node->safe_psql('postgres', <<'EOT');
+CREATE FUNCTION trap(i int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN PERFORM public.absmartly_context_set_override('exp', 9); RETURN i; END $$;
+CREATE TABLE baited AS SELECT 1 AS i;
+EOT
+$id = new_context($session);
+like(in_session($session, 'CREATE INDEX ON baited (trap(i))'), qr/cannot execute absmartly_context_set_override\(\) within security-restricted operation/, 'code of a table\'s owner changes nothing, either');
+is(in_session($session, q{SELECT absmartly_context_get_override('exp') IS NULL}), 't', 'of the context');
+
 # one that uses the context
 logger("BEGIN IF event = 'exposure' THEN PERFORM absmartly_context_track('by the logger'); END IF; $insert END");
 $node->safe_psql('postgres', 'ALTER FUNCTION log_event SET search_path = public');
