@@ -52,6 +52,8 @@ static Mark *marks = NULL;
 static int nmarks = 0;
 static int max_marks = 0;
 
+static bool may_be_pending(const Context *context);
+
 /*
  * What a rollback takes back
  */
@@ -218,7 +220,7 @@ context_prepare_header(const Context *context, size_t added)
 						   "\"absmartly.max_event_size\" is %d kB.",
 						   size, settings_max_event_size)));
 	if (context == context_mine && !context->failed &&
-		context_pending(context) > 0)
+		may_be_pending(context))
 		buffer_prepare();
 }
 
@@ -230,7 +232,7 @@ header_is_due(const Context *context)
 												: context->header_left;
 
 	return !context->failed && left != context->header_version &&
-		   context_pending(context) > 0;
+		   may_be_pending(context);
 }
 
 void
@@ -487,6 +489,16 @@ int64
 context_pending(const Context *context)
 {
 	return context_pending_committed(context) + context->uncommitted;
+}
+
+/*
+ * Whether events may wait.  They are not looked for in the outbox: that is for
+ * nobody who sets an attribute, or commits.
+ */
+static bool
+may_be_pending(const Context *context)
+{
+	return context->recount || context_pending(context) > 0;
 }
 
 void

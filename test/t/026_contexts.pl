@@ -166,6 +166,22 @@ EOT
 is(join(' ', sort split / /, arrived()), 'plain prepared', 'arrive if it commits, and nothing stays pending');
 $collector->forget('/v1');
 
+# who has prepared a transaction can only count what is pending by looking for it, which is for nobody who sets or commits something
+my $locker = session();
+my $counting = session();
+in_session($counting, "$held\nBEGIN;\nSELECT absmartly_context_track('prepared');\nPREPARE TRANSACTION 'p';\nCOMMIT PREPARED 'p'");
+in_session($locker, "BEGIN;\nALTER MATERIALIZED VIEW absmartly_outbox_parked RENAME TO absmartly_outbox_locked");
+in_session($counting, "SET lock_timeout = '5s'");
+is(in_session($counting, "SELECT absmartly_context_set_attribute('late', 1);\nBEGIN;\nSELECT absmartly_track('{\"user_id\": 1}', 'one-shot');\nSELECT absmartly_context_set_attribute('later', 2);\nCOMMIT;\nSELECT 'done'"),
+	'done', 'setting and committing do not look into the outbox');
+in_session($locker, 'ROLLBACK');
+is(in_session($counting, "SELECT absmartly_context_publish();\nSELECT absmartly_context_pending()"), '0', 'publish does');
+my ($prepared) = grep { ($_->{goals}[0]{name} // '') eq 'prepared' } $collector->publish_requests(space => '/v1');
+is(join(' ', map { $_->{name} } @{ $prepared->{attributes} }), 'late later', 'and what was set is sent');
+$_->quit for $locker, $counting;
+$node->safe_psql('postgres', 'SELECT absmartly_publish()');
+$collector->forget('/v1');
+
 # publish and finalize inside a transaction
 my $session = session();
 in_session($session, $held);
