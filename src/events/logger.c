@@ -342,6 +342,19 @@ logger_forget(void)
 }
 
 /*
+ * Parallel mode begins and ends in one subtransaction: what waits is of the one
+ * that was rolled back.
+ */
+void
+logger_subtransaction_aborted(void)
+{
+	if (in_logger)
+		return;
+	waiting = NULL;
+	last_waiting = NULL;
+}
+
+/*
  * In the worker
  */
 

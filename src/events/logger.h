@@ -39,6 +39,9 @@ extern void logger_flush(void);
 /* The transaction has ended: what waits is forgotten. */
 extern void logger_forget(void);
 
+/* A subtransaction was rolled back: the same, unless it is the logger's own. */
+extern void logger_subtransaction_aborted(void);
+
 /* Tells it of an error, by its text in the database's encoding. */
 extern void logger_emit_error_from_worker(uint64 context, const char *message);
 

@@ -375,6 +375,11 @@ is(logged($id), 'ready', 'nor beyond the transaction');
 $id = new_context($session);
 in_session($session, "DO \$do\$ BEGIN PERFORM count(*), min(absmartly_context_treatment('exp')) FROM users; END \$do\$");
 is(logged($id), 'ready, exposure', 'a parallel query in a block is told of as well');
+# undone with a part of the transaction
+$id = new_context($session);
+in_session($session, "DO \$do\$ BEGIN PERFORM count(*), min(absmartly_context_treatment('exp')), 1 / (count(*) - 20000) FROM users; EXCEPTION WHEN division_by_zero THEN PERFORM count(*) FROM event_log; END \$do\$");
+is(in_session($session, 'SELECT absmartly_context_pending()'), '0', 'a parallel query that is undone leaves no exposure');
+is(logged($id), 'ready', 'nor is the logger told of one');
 # in a cursor that is read bit by bit
 $id = new_context($session);
 in_session($session, "BEGIN;\nDECLARE c CURSOR FOR SELECT id, absmartly_context_treatment('exp') FROM users;\nFETCH 5 FROM c;\nSELECT absmartly_context_track('between');\nFETCH 5 FROM c;\nCLOSE c;\nCOMMIT");
