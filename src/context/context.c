@@ -650,11 +650,10 @@ void
 context_require_unrestricted(Oid function)
 {
 	if (InSecurityRestrictedOperation())
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("cannot execute %s() within security-restricted "
-						"operation",
-						get_func_name(function))));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("cannot execute %s() within security-restricted "
+							   "operation",
+							   get_func_name(function))));
 }
 
 pg_noreturn static void

@@ -219,8 +219,7 @@ context_prepare_header(const Context *context, size_t added)
 				 errdetail("They would have %zu bytes, "
 						   "\"absmartly.max_event_size\" is %d kB.",
 						   size, settings_max_event_size)));
-	if (context == context_mine && !context->failed &&
-		may_be_pending(context))
+	if (context == context_mine && !context->failed && may_be_pending(context))
 		buffer_prepare();
 }
 

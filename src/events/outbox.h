@@ -114,11 +114,10 @@ extern void outbox_flush(void);
 extern void outbox_release(EventRecord *record);
 
 /*
- * Marks records as delivered.  They are in flight no more; the caller frees
- * them.  flush: with the mark on disk at the end, so that a crash repeats
- * nothing.
+ * Marks records as delivered, on disk, so that a crash does not repeat them.
+ * They are in flight no more; the caller frees them.
  */
-extern void outbox_acknowledge(EventRecord **records, int count, bool flush);
+extern void outbox_acknowledge(EventRecord **records, int count);
 
 /*
  * Keeps events in the third heap, for good.  note is in the database's

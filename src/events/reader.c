@@ -923,7 +923,7 @@ acknowledge_parked(void)
 	}
 	for (int i = 0; i < number; i++)
 		records[i] = list_nth(parked_records, i);
-	outbox_acknowledge(records, number, false);
+	outbox_acknowledge(records, number);
 	list_free_deep(parked_records);
 	parked_records = NIL;
 }
@@ -1064,7 +1064,7 @@ mark_page(Relation relation, const Mark *marks, int count)
 }
 
 void
-outbox_acknowledge(EventRecord **records, int count, bool flush)
+outbox_acknowledge(EventRecord **records, int count)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Mark *marks;
@@ -1123,12 +1123,8 @@ outbox_acknowledge(EventRecord **records, int count, bool flush)
 			parked_done +=
 				records[i]->payload.length + records[i]->ntids * ROW_OVERHEAD;
 	}
-	if (XLogRecPtrIsInvalid(end))
-		return;
-	if (flush)
+	if (!XLogRecPtrIsInvalid(end))
 		XLogFlush(end);
-	else
-		XLogSetAsyncXactLSN(end);
 }
 
 void

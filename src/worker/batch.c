@@ -1244,7 +1244,7 @@ settle_special(DatabaseState *state)
 }
 
 void
-batch_acknowledge(DatabaseState *state, bool flush)
+batch_acknowledge(DatabaseState *state)
 {
 	EventRecord **records;
 	int nrecords = 0;
@@ -1263,7 +1263,7 @@ batch_acknowledge(DatabaseState *state, bool flush)
 		for (int i = 0; i < source->nrecords; i++)
 			records[nrecords++] = source->records[i].record;
 	}
-	outbox_acknowledge(records, nrecords, flush);
+	outbox_acknowledge(records, nrecords);
 	dlist_foreach_modify(each, &done)
 	{
 		BatchSource *source = dlist_container(BatchSource, node, each.cur);

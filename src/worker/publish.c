@@ -45,8 +45,6 @@
 #define LEAST_BATCH_BYTES ((size_t) 16 * 1024)
 /* a pass without being told of events, for what nobody tells */
 #define FALLBACK_MS 300000
-/* marks of delivered records get to disk at least that often */
-#define FLUSH_MS 50
 #define BLOCKED_PAUSE_MS 200
 /* batches that have failed and wait, beside those that may be in flight */
 #define MAX_FAILED 16
@@ -92,7 +90,6 @@ static FailureKind reported_kind;
 static bool batch_missing = false; /* there is no /context/batch */
 static bool batch_missing_told = false;
 
-static CollectorPause flush_pause; /* before the next flush, if still busy */
 static CollectorPause maintenance;
 
 /* the request of absmartly_publish() that is being served */
@@ -912,7 +909,7 @@ step_park(DatabaseState *state, void *argument)
 static void
 step_acknowledge(DatabaseState *state, void *argument)
 {
-	batch_acknowledge(state, *(bool *) argument);
+	batch_acknowledge(state);
 }
 
 typedef struct MaintainStep
@@ -976,22 +973,16 @@ ticket_served(void)
 
 /* Marks as delivered what is, and keeps what was refused. */
 static void
-acknowledge(DatabaseState *state, bool flush)
+acknowledge(DatabaseState *state)
 {
 	if (batch_have_refused() &&
 		!step_try(state, "could not keep refused events", step_park, NULL))
 		return;
 	if (!batch_have_done())
 		return;
-	if (nbatches == 0 && !batch_more() && !pass_wanted)
-		flush = true;
-	if (collector_pause_left(&flush_pause) <= 0)
-		flush = true;
 	if (!step_try(state, "could not acknowledge delivered events",
-				  step_acknowledge, &flush))
+				  step_acknowledge, NULL))
 		return;
-	if (flush)
-		pause_for(&flush_pause, FLUSH_MS);
 	/* there may be something to tidy up */
 	maintenance.until = 0;
 }
@@ -1053,7 +1044,7 @@ publish_settle(DatabaseState *state)
 	drop_held();
 	if (step_pause_left() <= 0)
 	{
-		acknowledge(state, false);
+		acknowledge(state);
 		maintain(state);
 	}
 	log_delivered(state);
@@ -1117,7 +1108,7 @@ drop_batches(DatabaseState *state, HttpClient *client)
 void
 publish_restart(DatabaseState *state, HttpClient *client)
 {
-	acknowledge(state, true);
+	acknowledge(state);
 	drop_batches(state, client);
 	/* whoever waits is served by a new pass */
 	ticket = 0;
@@ -1238,9 +1229,9 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 		while ((request = http_next_done(client)) != NULL)
 			if (publish_owns(request))
 				publish_finish(state, client, request);
-		acknowledge(state, false);
+		acknowledge(state);
 	}
-	acknowledge(state, true);
+	acknowledge(state);
 	log_delivered(state);
 	if (stop && !recovery)
 	{

@@ -23,7 +23,7 @@ use constant {
 	BATCH_SIZE      => 20,
 	MAX_CONNECTIONS => 2,
 	TIMEOUT_MS      => 1500,
-	# marks of what was delivered are on disk some 50 ms later; a noisy machine gets more
+	# between an answer and its mark on disk, on a noisy machine
 	UNMARKED_MS     => 2000,
 };
 
@@ -399,7 +399,9 @@ sub play
 		my $which = $crash{ $event->{kind} } ? \$crashed_most : \$most;
 		$$which = $event->{repeated} if $event->{repeated} > $$which;
 	}
-	cmp_ok($most, '<=', BATCH_SIZE * MAX_CONNECTIONS, 'no more than was under way')
+	cmp_ok($crashed_most, '<=', BATCH_SIZE * MAX_CONNECTIONS, 'no more than was under way at a crash')
+		|| diag(join "\n", map { "$_->{repeated} because of: $_->{kind} from $_->{begin} to $_->{end}" } grep { $_->{repeated} } @history);
+	cmp_ok($most, '<=', BATCH_SIZE * MAX_CONNECTIONS, 'nor than was at anything else')
 		|| diag(join "\n", map { "$_->{repeated} because of: $_->{kind} from $_->{begin} to $_->{end}" } grep { $_->{repeated} } @history);
 
 	my $log = substr(log_of($node), $log_offset);
