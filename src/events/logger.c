@@ -15,7 +15,6 @@
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
-#include "parser/parse_func.h"
 #include "pgstat.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -43,17 +42,28 @@ logger_wanted(void)
 	return settings_event_logger != NULL && settings_event_logger[0] != '\0';
 }
 
-/* The logger's function and its owner.  Raises if there is none. */
+/*
+ * The logger's function and its owner.  Raises if there is none.  Who calls it
+ * need not have any privilege on its schema.
+ */
 static Oid
 find_function(Oid *owner)
 {
-	Oid types[3] = {JSONBOID, TEXTOID, JSONBOID};
+	static const Oid types[] = {JSONBOID, TEXTOID, JSONBOID};
+	char *schema;
+	char *name;
+	Oid namespace = InvalidOid;
 	Oid function;
 	HeapTuple tuple;
 
-	function = LookupFuncName(qualified_name_list(settings_event_logger), 3,
-							  types, true);
-	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	DeconstructQualifiedName(qualified_name_list(settings_event_logger),
+							 &schema, &name);
+	if (schema != NULL)
+		namespace = get_namespace_oid(schema, true);
+	tuple = SearchSysCache3(
+		PROCNAMEARGSNSP, CStringGetDatum(name),
+		PointerGetDatum(buildoidvector(types, lengthof(types))),
+		ObjectIdGetDatum(namespace));
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
@@ -62,6 +72,7 @@ find_function(Oid *owner)
 				 errhint("\"absmartly.event_logger\" names a function with "
 						 "arguments (context jsonb, event text, data "
 						 "jsonb).")));
+	function = ((Form_pg_proc) GETSTRUCT(tuple))->oid;
 	*owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
 	ReleaseSysCache(tuple);
 	return function;

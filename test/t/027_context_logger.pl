@@ -231,6 +231,18 @@ is(in_session($session, 'SELECT current_user'), 'caller', 'who calls');
 in_session($session, 'RESET ROLE');
 is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT who, ' ') FROM event_log WHERE context->>'id' = '$id'"), 'auditor', 'the logger runs as its owner, for a session without rights of its own');
 is(logged($id), 'ready, exposure, goal', 'and is told of all');
+# in a schema that is closed to who calls
+$node->safe_psql('postgres', "CREATE SCHEMA closed; ALTER FUNCTION log_event SET SCHEMA closed; ALTER DATABASE postgres SET absmartly.event_logger = 'closed.log_event'");
+my $outsider = session();
+$id = new_context($outsider, qq{SET ROLE caller; $held});
+(undef, my $complaint) = in_session($outsider, q{SELECT absmartly_context_track('from outside')});
+is($complaint, '', 'a logger may be in a schema that its callers may not use');
+is($node->safe_psql('postgres', "SELECT string_agg(event, ', ' ORDER BY n) FROM event_log WHERE context->>'id' = '$id'"), 'ready, goal', 'and is told');
+# a dot in a quoted name is no schema's
+(undef, $complaint) = in_session($outsider, qq{RESET ROLE;\nSET absmartly.event_logger = '"closed.log_event"';\nSELECT absmartly_context_track('nobody hears')});
+like($complaint, qr/event logger ""closed\.log_event"" does not exist/, 'a name without a schema is none');
+$outsider->quit;
+$node->safe_psql('postgres', "ALTER FUNCTION closed.log_event SET SCHEMA public; ALTER DATABASE postgres SET absmartly.event_logger = 'public.log_event'");
 for my $attempt (
 	[ q{INSERT INTO public.secrets VALUES ('stolen');}, qr/permission denied for table secrets/, 'it may do what its owner may, no more' ],
 	[ q{EXECUTE 'RESET ROLE'; INSERT INTO public.secrets VALUES ('stolen');}, qr/cannot set parameter "role" within security-restricted operation/, 'it can not become somebody else' ],
