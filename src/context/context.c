@@ -27,6 +27,7 @@
 #include "engine/number.h"
 #include "events/buffer.h"
 #include "events/logger.h"
+#include "sql/evaluation.h"
 #include "sql/jsonb_value.h"
 #include "sql/recording.h"
 #include "sql/text.h"
@@ -98,17 +99,6 @@ raise_unit(EngineText type, const char *what)
 					errmsg("Unit '%s' %s", text_for_message(type), what)));
 }
 
-static void
-check_name(EngineText name, const char *what)
-{
-	if (name.length > ENGINE_MAX_NAME)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s is too long", what),
-				 errdetail("It may have up to %d bytes, this one has %zu.",
-						   ENGINE_MAX_NAME, name.length)));
-}
-
 /* A unit's value as it is kept: a string is trimmed. */
 static const Jsonb *
 unit_jsonb(EngineText type, const JsonbValue *value)
@@ -154,7 +144,7 @@ set_unit(Context *context, EngineText type, const JsonbValue *value)
 	const Jsonb *jsonb;
 	ContextUnit unit;
 
-	check_name(type, "name of a unit type");
+	evaluation_check_name(type, "name of a unit type");
 	jsonb = unit_jsonb(type, value);
 	known = context_find_unit(context, type);
 	if (known != NULL)
@@ -276,7 +266,7 @@ set_attribute(Context *context, EngineText name, const Jsonb *value)
 	ContextAttribute attribute;
 	EngineText json;
 
-	check_name(name, "name of an attribute");
+	evaluation_check_name(name, "name of an attribute");
 	json = recording_json(JsonbPGetDatum(value));
 	context_prepare_header(context, name.length + json.length);
 	known = context_find_attribute(context, name);

@@ -333,11 +333,20 @@ absmartly_context_set_override(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* The entry of an experiment that is named by a member. */
+static ContextEntry *
+entry_member(Context *context, EngineText name)
+{
+	evaluation_check_name(name, "name of an experiment");
+	return assignments_entry(context, name);
+}
+
 static void
 override_member(Context *context, EngineText name, const JsonbValue *value)
 {
-	set_override(context, assignments_entry(context, name),
-				 variant_member(name, value));
+	int32 variant = variant_member(name, value);
+
+	set_override(context, entry_member(context, name), variant);
 }
 
 PG_FUNCTION_INFO_V1(absmartly_context_set_overrides);
@@ -369,8 +378,9 @@ absmartly_context_set_custom_assignment(PG_FUNCTION_ARGS)
 static void
 custom_member(Context *context, EngineText name, const JsonbValue *value)
 {
-	set_custom(context, assignments_entry(context, name),
-			   variant_member(name, value));
+	int32 variant = variant_member(name, value);
+
+	set_custom(context, entry_member(context, name), variant);
 }
 
 PG_FUNCTION_INFO_V1(absmartly_context_set_custom_assignments);

@@ -36,17 +36,23 @@ evaluation_data_missing(void)
  * Names
  */
 
+void
+evaluation_check_name(EngineText name, const char *what)
+{
+	if (name.length > ENGINE_MAX_NAME)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s is too long", what),
+				 errdetail("It may have up to %d bytes, this one has %zu.",
+						   ENGINE_MAX_NAME, name.length)));
+}
+
 EngineText
 evaluation_name(const text *name, const char *what)
 {
 	EngineText utf8 = text_datum_to_utf8(name);
 
-	if (utf8.length > ENGINE_MAX_NAME)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s is too long", what),
-				 errdetail("It may have up to %d bytes, this one has %zu.",
-						   ENGINE_MAX_NAME, utf8.length)));
+	evaluation_check_name(utf8, what);
 	return utf8;
 }
 

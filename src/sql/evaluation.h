@@ -67,6 +67,7 @@ name_cache_holds(const NameCache *cache, const text *name)
  * Names given by the user, in UTF-8; what is the word for the kind of name in
  * messages.  Raises 22023 if the name is too long.
  */
+extern void evaluation_check_name(EngineText name, const char *what);
 extern EngineText evaluation_name(const text *name, const char *what);
 
 extern const SnapExperiment *

@@ -110,6 +110,9 @@ FROM (VALUES ('{"user_id": 5}'), ('{"user_id": " 5 ", "big": 1844674407370955161
 	('{"user_id": []}'), ('{"user_id": {}}'), ('{"user_id": null}'), ('[]'), ('1'), ('"user_id"'), ('null')) AS v (units);
 SELECT result_of('create(NULL)') AS null_units, result_of(format('create(%L)', jsonb_build_object('user_id', repeat('x', 641)))) AS long_uid,
 	result_of(format('create(%L)', jsonb_build_object('user_id', repeat('x', 640)))) AS longest_uid;
+SELECT call AS long_name, result_of(format('%s(%L)', call, jsonb_build_object(repeat('x', 1025), 1)))
+FROM unnest(ARRAY['set_units', 'set_attributes', 'set_overrides', 'set_custom_assignments']) AS call;
+
 -- a failed creation leaves the context before it alone
 SELECT absmartly_context_create('{"user_id": 5}');
 SELECT absmartly_context_id() AS id \gset
