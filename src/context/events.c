@@ -605,12 +605,21 @@ void
 context_after_prepare(void)
 {
 	Context *context = context_mine;
+	ContextSlot *slot;
+	uint64 sequence;
 
 	if (context == NULL)
 		return;
 	/* what it has exposed is not undone should it be rolled back */
 	if (context->uncommitted > 0)
 		context->recount = true;
+	/* who publishes after it has been committed publishes that, too */
+	(void) buffer_context_committed(context->key, &sequence);
+	if (sequence > 0)
+		context->last_sequence = sequence;
+	slot = context_slot_mine();
+	if (context->hand_over && slot != NULL)
+		hand_over(context, slot);
 	forget_transaction(context);
 	if (context->options.transaction_scope)
 		context_drop();

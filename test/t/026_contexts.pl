@@ -165,6 +165,20 @@ SELECT 'prepared' WHERE absmartly_context_pending() = 0;
 EOT
 is(join(' ', sort split / /, arrived()), 'plain prepared', 'arrive if it commits, and nothing stays pending');
 $collector->forget('/v1');
+is(answers(<<EOT), 'first 0 second 0', 'publish sends all that has been prepared and committed before it');
+$held
+BEGIN; SELECT absmartly_context_track('p1'); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p';
+SELECT absmartly_context_publish();
+SELECT 'first ' || absmartly_context_pending();
+BEGIN; SELECT absmartly_context_track('p2'); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p';
+SELECT absmartly_context_publish();
+SELECT 'second ' || absmartly_context_pending();
+EOT
+arrive('p1; p2', 'each time');
+my $preparing = session();
+in_session($preparing, "$held\nBEGIN;\nSELECT absmartly_context_track('p3');\nSELECT absmartly_context_publish();\nPREPARE TRANSACTION 'p';\nCOMMIT PREPARED 'p'");
+arrive('p3', 'what a prepared transaction has published follows its commit');
+$preparing->quit;
 
 # who has prepared a transaction can only count what is pending by looking for it, which is for nobody who sets or commits something
 my $locker = session();
