@@ -52,18 +52,18 @@ find_function(Oid *owner)
 	static const Oid types[] = {JSONBOID, TEXTOID, JSONBOID};
 	char *schema;
 	char *name;
-	Oid namespace = InvalidOid;
+	Oid schema_id = InvalidOid;
 	Oid function;
 	HeapTuple tuple;
 
 	DeconstructQualifiedName(qualified_name_list(settings_event_logger),
 							 &schema, &name);
 	if (schema != NULL)
-		namespace = get_namespace_oid(schema, true);
-	tuple = SearchSysCache3(
-		PROCNAMEARGSNSP, CStringGetDatum(name),
-		PointerGetDatum(buildoidvector(types, lengthof(types))),
-		ObjectIdGetDatum(namespace));
+		schema_id = get_namespace_oid(schema, true);
+	tuple =
+		SearchSysCache3(PROCNAMEARGSNSP, CStringGetDatum(name),
+						PointerGetDatum(buildoidvector(types, lengthof(types))),
+						ObjectIdGetDatum(schema_id));
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
