@@ -184,15 +184,20 @@ absmartly_context_id(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(CStringGetTextDatum(id));
 }
 
+/* One that was finalized before it was ready never will be. */
+static bool
+is_ready(const Context *context)
+{
+	return context->snapshot != NULL || context->failed;
+}
+
 PG_FUNCTION_INFO_V1(absmartly_context_is_ready);
 
 /* absmartly_context_is_ready() -> boolean; a failed one is ready, too */
 Datum
 absmartly_context_is_ready(PG_FUNCTION_ARGS)
 {
-	const Context *context = context_current();
-
-	PG_RETURN_BOOL(context->snapshot != NULL || context->failed);
+	PG_RETURN_BOOL(is_ready(context_current()));
 }
 
 PG_FUNCTION_INFO_V1(absmartly_context_is_failed);
@@ -255,7 +260,7 @@ absmartly_context_wait_until_ready(PG_FUNCTION_ARGS)
 			break;
 	}
 	ConditionVariableCancelSleep();
-	PG_RETURN_BOOL(context_current()->state != CONTEXT_NOT_READY);
+	PG_RETURN_BOOL(is_ready(context_current()));
 }
 
 /*

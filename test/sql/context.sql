@@ -56,6 +56,9 @@ SELECT call, left(result_of(call), 5) AS sqlstate FROM unnest(ARRAY['refresh()',
 --
 -- Not ready: there is no data
 --
+SELECT absmartly_context_create();
+SELECT absmartly_context_finalize();
+SELECT absmartly_context_is_finalized(), absmartly_context_is_ready(), absmartly_context_wait_until_ready();
 SELECT absmartly_context_create('{"user_id": 5}', '{"plan": "basic"}');
 SELECT call, result_of(call) FROM calls ORDER BY n;
 SELECT call, result_of(call) FROM unnest(ARRAY['refresh()', 'publish()', 'wait_until_ready(NULL)', 'wait_until_ready(''-1 s'')']) AS call;
