@@ -76,6 +76,16 @@ context_slot_leave(void)
 	if (slot == NULL || pg_atomic_read_u64(&slot->key) == 0)
 		return;
 	state = shared_my_database();
+	/* before it is gone, lest the worker sends what it must drop */
+	if (state != NULL && pg_atomic_read_u32(&slot->discards) != 0)
+	{
+		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+		state->discarded[state->discarded_next] =
+			pg_atomic_read_u64(&slot->key);
+		state->discarded_next =
+			(state->discarded_next + 1) % SHARED_MAX_DISCARDED;
+		LWLockRelease(&state->lock);
+	}
 	set_key(slot, state, 0);
 	if ((int64) pg_atomic_read_u64(&slot->pending) != 0)
 		context_slots_changed(state);
@@ -147,8 +157,18 @@ bool
 context_slot_discards(uint64 key)
 {
 	ContextSlot *slot = context_slot_find(key);
+	DatabaseState *state = shared_my_database();
+	bool gone = false;
 
-	return slot != NULL && pg_atomic_read_u32(&slot->discards) != 0;
+	if (slot != NULL)
+		return pg_atomic_read_u32(&slot->discards) != 0;
+	if (state == NULL)
+		return false;
+	LWLockAcquire(&state->lock, LW_SHARED);
+	for (int i = 0; i < SHARED_MAX_DISCARDED && !gone; i++)
+		gone = state->discarded[i] == key;
+	LWLockRelease(&state->lock);
+	return gone;
 }
 
 TimestampTz

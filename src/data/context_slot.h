@@ -63,7 +63,10 @@ extern ContextSlot *context_slot_find(uint64 key);
 /* Whether a record of a context has to wait. */
 extern bool context_slot_holds(uint64 key, uint64 sequence, TimestampTz now);
 
-/* Whether records of a context are dropped instead of being sent. */
+/*
+ * Whether records of a context are dropped instead of being sent.  Of those
+ * that have gone only the last ones are known.
+ */
 extern bool context_slot_discards(uint64 key);
 
 /*

@@ -249,6 +249,8 @@ state_reset(DatabaseState *state, Oid database)
 	state->fetch_rounds = 0;
 	state->fetch_running = false;
 	state->data_round = 0;
+	memset(state->discarded, 0, sizeof(state->discarded));
+	state->discarded_next = 0;
 	queue_clear(state);
 	LWLockRelease(&state->lock);
 }

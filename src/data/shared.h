@@ -101,6 +101,7 @@ typedef enum EventCounter
 
 /* endpoints that were in force since the server's start */
 #define SHARED_MAX_ENDPOINTS 8
+#define SHARED_MAX_DISCARDED 64
 
 typedef struct DatabaseState
 {
@@ -183,6 +184,10 @@ typedef struct DatabaseState
 						* there is none */
 	pg_atomic_uint32 contexts_changed; /* grows when the worker should look at
 										* the slots of contexts */
+	uint64 discarded[SHARED_MAX_DISCARDED]; /* keys of contexts that had failed
+											 * and have gone, 0: none; the
+											 * newest ones */
+	uint32 discarded_next; /* where the next one goes */
 
 	/* the memory queue (events/queue.c), under the queue's own lock */
 	int32 queue_first; /* entry that waits; -1: none */

@@ -458,6 +458,18 @@ is(in_session($failing, q{SELECT absmartly_context_treatment('exp'), absmartly_c
 is(answers(q{SELECT absmartly_context_create('{"user_id": 1}'); SELECT absmartly_context_is_failed(), absmartly_context_treatment('exp') IN (0, 1)}), 'f|t', 'other databases are well');
 is(in_session($failing, "SELECT absmartly_context_refresh();\nSELECT absmartly_context_is_failed()"), 't', 'its refresh does nothing');
 is(in_session($failing, "SELECT absmartly_context_publish();\nSELECT absmartly_context_pending()"), '0', 'its publish discards events');
+# one that has gone before the worker can see that it has failed
+my $hasty = session('failing');
+my $failures = stat_of($node, 'fetch_failures', 'failing');
+my $hasty_pid = in_session($hasty, 'SELECT pg_backend_pid()');
+in_session($hasty, q{SELECT absmartly_context_create('{"user_id": 1}'), absmartly_context_track('lost at once')});
+ok(await(sub { stat_of($node, 'fetch_failures', 'failing') > $failures }), 'a load fails of which the session does not know');
+my $worker = worker_pid($node, 'failing');
+kill 'STOP', $worker;
+is(in_session($hasty, q{SELECT absmartly_context_is_failed()}), 't', 'the session hears of it');
+$hasty->quit;
+ok(await_sql($node, "SELECT count(*) FROM pg_stat_activity WHERE pid = $hasty_pid", '0'), 'and ends');
+kill 'CONT', $worker;
 $collector->clear_faults('/failing/v1');
 $collector->set_data('/failing/v1', $plain);
 $node->safe_psql('failing', 'SELECT absmartly_refresh()');
