@@ -134,13 +134,15 @@ finish_ticket(DatabaseState *state, int code, const char *error)
 	ticket = 0;
 }
 
+/* asked: also the pause that the collector has asked for. */
 static void
-end_pauses(void)
+end_pauses(bool asked)
 {
 	dlist_iter iter;
 
 	pause_all.until = 0;
-	pause_asked.until = 0;
+	if (asked)
+		pause_asked.until = 0;
 	read_pause.until = 0;
 	step_end_pause();
 	dlist_foreach(iter, &running)
@@ -174,10 +176,13 @@ take_ticket(DatabaseState *state)
 	ticket_read = false;
 	ticket_delivered = events_delivered;
 	pass_wanted = true;
-	end_pauses();
+	end_pauses(true);
 }
 
-/* Looks at what session contexts want; at their requests pauses end, too. */
+/*
+ * Looks at what session contexts want.  At their requests pauses end, too, but
+ * not the one that the collector has asked for: everybody may have them.
+ */
 static void
 look_at_contexts(DatabaseState *state)
 {
@@ -190,7 +195,7 @@ look_at_contexts(DatabaseState *state)
 	}
 	/* another waiter's round is not prolonged */
 	if (asked && ticket == 0)
-		end_pauses();
+		end_pauses(false);
 }
 
 /*
@@ -1062,7 +1067,7 @@ publish_settle(DatabaseState *state)
 static void
 forget_collector(void)
 {
-	end_pauses();
+	end_pauses(true);
 	failed_rounds = 0;
 	batch_missing = false;
 	batch_missing_told = false;
@@ -1204,7 +1209,7 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 	pause_for(&end, send ? STANDBY_SHUTDOWN_MS : SHUTDOWN_MS);
 	if (send)
 	{
-		end_pauses();
+		end_pauses(true);
 		contexts_let_go();
 		pass_wanted = true;
 	}

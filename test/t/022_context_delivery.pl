@@ -291,6 +291,19 @@ sub settle
 	is($session->query_safe('SELECT absmartly_context_pending()'), '1', 'and has them');
 	publish($session);
 	is(arrived('cancelled'), '1', 'until it asks again');
+
+	# a collector that asks for quiet is left alone by those who may have contexts published: that is everybody
+	my $requests = sub { scalar grep { $_->{method} eq 'PUT' } $collector->requests(space => '/v1') };
+
+	track($session, 'quiet', 1);
+	$collector->fault('/v1', { match => { method => 'PUT' }, status => 429, headers => { 'Retry-After' => '600' }, times => 1 });
+	like(publish($session), qr/ERROR:  Publish failed: .*status 429/, 'the collector asks for quiet');
+	my $before = $requests->();
+	like(run($session, q{SELECT absmartly_context_publish('1 s')}), qr/ERROR:  Publish failed: time-out\n.*Last error: .*status 429/, 'another publish waits in vain');
+	is($requests->(), $before, 'and asks for nothing');
+	$node->safe_psql('postgres', 'SELECT absmartly_publish()');
+	is(publish($session), '', 'an administrator ends the quiet');
+	is(arrived('quiet'), '1', 'then it arrives');
 }
 
 # Refused for good: the caller is told the collector's words, the events are dead letters as they were sent
