@@ -403,8 +403,7 @@ become_failed(Context *context, const char *error)
 	ContextSlot *slot = context_slot_mine();
 
 	context->ready_error = MemoryContextStrdup(context->memory, error);
-	/* what it has recorded so far is dropped, but counts until it is published
-	 */
+	/* what it has recorded is dropped, but counts until it is published */
 	context->committed = context_pending_committed(context);
 	context->failed = true;
 	context->state = CONTEXT_READY;
@@ -455,7 +454,8 @@ round_has_ended(Context *context, char error[SHARED_MAX_ERROR])
 /*
  * The data that a context waits for has come, or will not come: decides which.
  * What has come with a later round than the context's own does not count: that
- * one has failed.
+ * one has failed.  Where it went well and there is no data nevertheless, this
+ * is for other settings by now, and a round for these decides.
  */
 static void
 look_for_data(Context *context)
@@ -464,6 +464,7 @@ look_for_data(Context *context)
 	uint64 data_round;
 	DataHold data;
 	bool ended;
+	bool failed = false;
 
 	/* what is there already is nobody's to wait for */
 	if (context->round == 0 && version_hold(&data, &data_round))
@@ -482,9 +483,13 @@ look_for_data(Context *context)
 			return;
 		}
 		version_hold_release(&data);
-		ended = true;
+		failed = true;
 	}
-	if (ended)
+	else if (ended && error[0] != '\0')
+		failed = true;
+	else if (ended)
+		context->round = 0;
+	if (failed)
 		become_failed(context, error[0] != '\0'
 								   ? error
 								   : "the experiments could not be fetched");
