@@ -114,10 +114,11 @@ extern void outbox_flush(void);
 extern void outbox_release(EventRecord *record);
 
 /*
- * Marks records as delivered, on disk, so that a crash does not repeat them.
- * They are in flight no more; the caller frees them.
+ * Marks records as delivered.  They are in flight no more; the caller frees
+ * them.  flush: with the mark on disk at the end, so that a crash repeats
+ * nothing.
  */
-extern void outbox_acknowledge(EventRecord **records, int count);
+extern void outbox_acknowledge(EventRecord **records, int count, bool flush);
 
 /*
  * Keeps events in the third heap, for good.  note is in the database's

@@ -923,7 +923,7 @@ acknowledge_parked(void)
 	}
 	for (int i = 0; i < number; i++)
 		records[i] = list_nth(parked_records, i);
-	outbox_acknowledge(records, number);
+	outbox_acknowledge(records, number, false);
 	list_free_deep(parked_records);
 	parked_records = NIL;
 }
@@ -1064,7 +1064,7 @@ mark_page(Relation relation, const Mark *marks, int count)
 }
 
 void
-outbox_acknowledge(EventRecord **records, int count)
+outbox_acknowledge(EventRecord **records, int count, bool flush)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Mark *marks;
@@ -1123,8 +1123,12 @@ outbox_acknowledge(EventRecord **records, int count)
 			parked_done +=
 				records[i]->payload.length + records[i]->ntids * ROW_OVERHEAD;
 	}
-	if (!XLogRecPtrIsInvalid(end))
+	if (XLogRecPtrIsInvalid(end))
+		return;
+	if (flush)
 		XLogFlush(end);
+	else
+		XLogSetAsyncXactLSN(end);
 }
 
 void

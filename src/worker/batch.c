@@ -1244,7 +1244,7 @@ settle_special(DatabaseState *state)
 }
 
 void
-batch_acknowledge(DatabaseState *state)
+batch_acknowledge(DatabaseState *state, bool flush)
 {
 	EventRecord **records;
 	int nrecords = 0;
@@ -1263,7 +1263,7 @@ batch_acknowledge(DatabaseState *state)
 		for (int i = 0; i < source->nrecords; i++)
 			records[nrecords++] = source->records[i].record;
 	}
-	outbox_acknowledge(records, nrecords);
+	outbox_acknowledge(records, nrecords, flush);
 	dlist_foreach_modify(each, &done)
 	{
 		BatchSource *source = dlist_container(BatchSource, node, each.cur);

@@ -137,7 +137,7 @@ extern bool batch_has_undone(uint64 context);
 extern bool batch_have_refused(void);
 extern void batch_park_refused(void);
 extern bool batch_have_done(void);
-extern void batch_acknowledge(DatabaseState *state);
+extern void batch_acknowledge(DatabaseState *state, bool flush);
 
 /*
  * Gives back all records that were not acknowledged, to be read again; batches

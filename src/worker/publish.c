@@ -45,6 +45,8 @@
 #define LEAST_BATCH_BYTES ((size_t) 16 * 1024)
 /* a pass without being told of events, for what nobody tells */
 #define FALLBACK_MS 300000
+/* marks of delivered records get to disk at least that often, when busy */
+#define FLUSH_MS 50
 #define BLOCKED_PAUSE_MS 200
 /* batches that have failed and wait, beside those that may be in flight */
 #define MAX_FAILED 16
@@ -90,6 +92,8 @@ static FailureKind reported_kind;
 static bool batch_missing = false; /* there is no /context/batch */
 static bool batch_missing_told = false;
 
+static CollectorPause flush_pause; /* before the next flush, if still busy */
+static int unflushed = 0; /* batches delivered whose marks may not be on disk */
 static CollectorPause maintenance;
 
 /* the request of absmartly_publish() that is being served */
@@ -807,6 +811,7 @@ succeed(DatabaseState *state, Batch *batch, const HttpAnswer *answer)
 	failed_rounds = 0;
 	pause_all.until = 0;
 	successes++;
+	unflushed++;
 	events_delivered += exposures + goals;
 	batch_bytes = Min(most, batch_bytes + batch_bytes / 64);
 
@@ -914,7 +919,7 @@ step_park(DatabaseState *state, void *argument)
 static void
 step_acknowledge(DatabaseState *state, void *argument)
 {
-	batch_acknowledge(state);
+	batch_acknowledge(state, *(bool *) argument);
 }
 
 typedef struct MaintainStep
@@ -978,16 +983,28 @@ ticket_served(void)
 
 /* Marks as delivered what is, and keeps what was refused. */
 static void
-acknowledge(DatabaseState *state)
+acknowledge(DatabaseState *state, bool flush)
 {
 	if (batch_have_refused() &&
 		!step_try(state, "could not keep refused events", step_park, NULL))
 		return;
 	if (!batch_have_done())
 		return;
+	if (nbatches == 0 && !batch_more() && !pass_wanted)
+		flush = true;
+	/* a crash repeats no more than may be in flight */
+	if (unflushed >= settings_max_connections)
+		flush = true;
+	if (collector_pause_left(&flush_pause) <= 0)
+		flush = true;
 	if (!step_try(state, "could not acknowledge delivered events",
-				  step_acknowledge, NULL))
+				  step_acknowledge, &flush))
 		return;
+	if (flush)
+	{
+		pause_for(&flush_pause, FLUSH_MS);
+		unflushed = 0;
+	}
 	/* there may be something to tidy up */
 	maintenance.until = 0;
 }
@@ -1049,7 +1066,7 @@ publish_settle(DatabaseState *state)
 	drop_held();
 	if (step_pause_left() <= 0)
 	{
-		acknowledge(state);
+		acknowledge(state, false);
 		maintain(state);
 	}
 	log_delivered(state);
@@ -1113,7 +1130,7 @@ drop_batches(DatabaseState *state, HttpClient *client)
 void
 publish_restart(DatabaseState *state, HttpClient *client)
 {
-	acknowledge(state);
+	acknowledge(state, true);
 	drop_batches(state, client);
 	/* whoever waits is served by a new pass */
 	ticket = 0;
@@ -1234,9 +1251,9 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 		while ((request = http_next_done(client)) != NULL)
 			if (publish_owns(request))
 				publish_finish(state, client, request);
-		acknowledge(state);
+		acknowledge(state, false);
 	}
-	acknowledge(state);
+	acknowledge(state, true);
 	log_delivered(state);
 	if (stop && !recovery)
 	{
