@@ -22,6 +22,7 @@
 #include "events/buffer.h"
 #include "events/heaps.h"
 #include "events/logger.h"
+#include "events/marks.h"
 #include "events/outbox.h"
 #include "events/queue.h"
 #include "settings.h"
@@ -77,7 +78,8 @@ prepare_event(Context *context)
 
 	exposed =
 		context_grow(context, exposed, nexposed, &max_exposed, sizeof(Exposed));
-	if (level <= 1 || (nmarks > 0 && marks[nmarks - 1].level >= level))
+	if (!marks_wanted(level,
+					  nmarks > 0 ? marks[nmarks - 1].level : MARKS_TOP_LEVEL))
 		return;
 	marks = context_grow(context, marks, nmarks, &max_marks, sizeof(Mark));
 	marks[nmarks++] = (Mark){level, nexposed, context->uncommitted};
@@ -118,8 +120,8 @@ context_subtransaction_end(SubXactEvent event)
 		context_mine->uncommitted = mark->uncommitted;
 		nmarks--;
 	}
-	else if (level - 1 <= 1 ||
-			 (nmarks > 1 && marks[nmarks - 2].level == level - 1))
+	else if (marks_merge(level, nmarks > 1 ? marks[nmarks - 2].level
+										   : MARKS_TOP_LEVEL))
 		nmarks--;
 	else
 		mark->level = level - 1;

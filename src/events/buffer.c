@@ -34,6 +34,7 @@
 #include "data/shared.h"
 #include "events/buffer.h"
 #include "events/dedup.h"
+#include "events/marks.h"
 #include "events/outbox.h"
 #include "events/queue.h"
 #include "settings.h"
@@ -572,7 +573,8 @@ mark_level(void)
 	int level = GetCurrentTransactionNestLevel();
 	Mark *mark;
 
-	if (level <= 1 || (nmarks > 0 && marks[nmarks - 1].level >= level))
+	if (!marks_wanted(level,
+					  nmarks > 0 ? marks[nmarks - 1].level : MARKS_TOP_LEVEL))
 		return;
 	if (nmarks == max_marks)
 	{
@@ -689,8 +691,8 @@ buffer_subtransaction_end(SubXactEvent event)
 		nprogress = mark->nprogress;
 		nmarks--;
 	}
-	else if (level - 1 <= 1 ||
-			 (nmarks > 1 && marks[nmarks - 2].level == level - 1))
+	else if (marks_merge(level, nmarks > 1 ? marks[nmarks - 2].level
+										   : MARKS_TOP_LEVEL))
 		nmarks--;
 	else
 		mark->level = level - 1;
