@@ -12,6 +12,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/ipc.h"
+#include "storage/lwlock.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -522,10 +523,11 @@ refresh_if_due(Context *context)
  * Life
  */
 
-/* The session ends. */
+/* The session ends, perhaps by an error under a lock that this needs. */
 static void
 leave_at_exit(int code, Datum argument)
 {
+	LWLockReleaseAll();
 	context_slot_leave();
 }
 

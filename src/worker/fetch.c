@@ -73,7 +73,8 @@ log_error(DatabaseState *state, const char *error)
 
 		LWLockAcquire(&state->lock, LW_SHARED);
 		key = pg_atomic_read_u64(&slot->key);
-		waits = slot->refresh_ticket > state->refresh_finished &&
+		waits = slot->database == state->database &&
+				slot->refresh_ticket > state->refresh_finished &&
 				slot->refresh_ticket <= round_ticket;
 		LWLockRelease(&state->lock);
 		if (key != 0 && waits)
