@@ -963,6 +963,8 @@ COMMENT ON COLUMN absmartly_stat.outbox_bytes IS
 'size of the outbox on disk';
 COMMENT ON COLUMN absmartly_stat.outbox_oldest_age IS
 'age of the oldest record that waits; null if none does';
+COMMENT ON COLUMN absmartly_stat.held_records IS
+'records that session contexts hold, moved aside: not among those that wait';
 COMMENT ON COLUMN absmartly_stat.foreign_records IS
 'records of another database or endpoint, which are not sent: see absmartly_outbox';
 COMMENT ON COLUMN absmartly_stat.dead_letters IS
