@@ -462,6 +462,10 @@ REVOKE ALL ON FUNCTION absmartly_shared_data() FROM PUBLIC;
 -- needs nothing of ours; no INSERT, UPDATE, DELETE or TRUNCATE touches them; and
 -- they take no part in serialization conflicts.  A REFRESH, which would empty
 -- them, is refused by the guard.
+--
+-- What a materialized view is made of is toastable, so each is made with a TOAST
+-- table.  CLUSTER makes its file anew when its columns are not toastable any
+-- more, and so leaves it without one.
 
 CREATE FUNCTION absmartly_outbox_guard() RETURNS boolean
 AS 'MODULE_PATHNAME', 'absmartly_outbox_guard'
@@ -498,6 +502,9 @@ ALTER MATERIALIZED VIEW absmartly_outbox_a
 	ALTER COLUMN environment SET STORAGE PLAIN,
 	ALTER COLUMN note SET STORAGE PLAIN,
 	ALTER COLUMN payload SET STORAGE PLAIN;
+CREATE INDEX absmartly_outbox_a_order ON absmartly_outbox_a (status);
+CLUSTER absmartly_outbox_a USING absmartly_outbox_a_order;
+DROP INDEX absmartly_outbox_a_order;
 COMMENT ON MATERIALIZED VIEW absmartly_outbox_a IS
 'events that wait to be sent';
 REVOKE ALL ON absmartly_outbox_a FROM PUBLIC;
@@ -530,6 +537,9 @@ ALTER MATERIALIZED VIEW absmartly_outbox_b
 	ALTER COLUMN environment SET STORAGE PLAIN,
 	ALTER COLUMN note SET STORAGE PLAIN,
 	ALTER COLUMN payload SET STORAGE PLAIN;
+CREATE INDEX absmartly_outbox_b_order ON absmartly_outbox_b (status);
+CLUSTER absmartly_outbox_b USING absmartly_outbox_b_order;
+DROP INDEX absmartly_outbox_b_order;
 COMMENT ON MATERIALIZED VIEW absmartly_outbox_b IS
 'events that wait to be sent';
 REVOKE ALL ON absmartly_outbox_b FROM PUBLIC;
@@ -562,6 +572,9 @@ ALTER MATERIALIZED VIEW absmartly_outbox_parked
 	ALTER COLUMN environment SET STORAGE PLAIN,
 	ALTER COLUMN note SET STORAGE PLAIN,
 	ALTER COLUMN payload SET STORAGE PLAIN;
+CREATE INDEX absmartly_outbox_parked_order ON absmartly_outbox_parked (status);
+CLUSTER absmartly_outbox_parked USING absmartly_outbox_parked_order;
+DROP INDEX absmartly_outbox_parked_order;
 COMMENT ON MATERIALIZED VIEW absmartly_outbox_parked IS
 'events that must stay: held by a session context, refused by the collector, of another database, or not readable';
 REVOKE ALL ON absmartly_outbox_parked FROM PUBLIC;

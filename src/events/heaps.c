@@ -25,6 +25,7 @@
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 
 #include "compat.h"
 #include "events/heaps.h"
@@ -183,6 +184,7 @@ insert_row(Relation relation, const HeapRow *row,
 		values[column++] = PointerGetDatum(texts[i]);
 	values[column++] = PointerGetDatum(payload);
 	Assert(column == COLUMNS);
+	Assert(HaveRegisteredOrActiveSnapshot());
 
 	tuple = heap_form_tuple(RelationGetDescr(relation), values, nulls);
 	heap_insert(relation, tuple, GetCurrentCommandId(true),

@@ -80,8 +80,9 @@ extern bool heaps_find(void);
 extern Relation heaps_open(int place, LOCKMODE mode, bool wait);
 
 /*
- * Inserts a record at the end of a heap, in as many tuples as it needs.
- * inserted, if not NULL, is called with the page of each.
+ * Inserts a record at the end of a heap, in as many tuples as it needs.  There
+ * must be an active or a registered snapshot.  inserted, if not NULL, is called
+ * with the page of each.
  */
 typedef void (*HeapInserted)(void *argument, BlockNumber page);
 extern void heaps_insert(Relation relation, const HeapRecord *record,

@@ -31,6 +31,7 @@ struct OutboxWriter
 	const EventOrigin *origin;
 	TimestampTz created;
 	bool settled_hit; /* a row came to a settled page */
+	bool snapshot; /* pushed, for as long as rows are written */
 };
 
 static OutboxWriter writer;
@@ -120,6 +121,15 @@ outbox_write_begin(void)
 	writer.origin = record_current_origin();
 	writer.created = GetCurrentTimestamp();
 	choose_page(&writer);
+
+	/*
+	 * Who inserts must have a snapshot, and at the end of a transaction the
+	 * statements' are gone.  A transaction that has one of its own keeps that:
+	 * only READ COMMITTED takes another, which no rule of visibility notices.
+	 */
+	writer.snapshot = !HaveRegisteredOrActiveSnapshot();
+	if (writer.snapshot)
+		PushActiveSnapshot(GetTransactionSnapshot());
 	return &writer;
 }
 
@@ -193,6 +203,8 @@ outbox_write_end(OutboxWriter *to)
 	if (to->settled_hit)
 		pg_atomic_fetch_or_u32(&to->state->outbox_rescan,
 							   (uint32) 1 << to->place);
+	if (to->snapshot)
+		PopActiveSnapshot();
 	/* the lock stays until the transaction's end */
 	relation_close(to->relation, NoLock);
 	to->relation = NULL;

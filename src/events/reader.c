@@ -1140,6 +1140,7 @@ outbox_park(const EventOrigin *origin, TimestampTz created,
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
 	if (heaps_find())
 		parked = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
 	if (parked != NULL)
@@ -1155,6 +1156,7 @@ outbox_park(const EventOrigin *origin, TimestampTz created,
 		heaps_insert(parked, &record, NULL, NULL);
 		relation_close(parked, NoLock);
 	}
+	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 }

@@ -135,6 +135,14 @@ errnamed(TrackedRow *row)
 	return errtable(row->data->tg_relation);
 }
 
+/* The same, and a column is at fault.  An error takes its table only once. */
+static int
+errnamed_column(TrackedRow *row, AttrNumber column)
+{
+	row->named = true;
+	return errtablecol(row->data->tg_relation, column);
+}
+
 /* Where in a row something else has gone wrong. */
 static const char *
 place_of_error(const TrackedRow *row)
@@ -350,8 +358,7 @@ report_wrong_type(TrackedRow *row, AttrNumber column, const char *use,
 				  const char *types)
 {
 	ereport(ERROR,
-			(errcode(ERRCODE_DATATYPE_MISMATCH), errnamed(row),
-			 errtablecol(row->data->tg_relation, column),
+			(errcode(ERRCODE_DATATYPE_MISMATCH), errnamed_column(row, column),
 			 errmsg("trigger \"%s\" cannot use column \"%s\" of table "
 					"\"%s\" as %s",
 					trigger_name(row), column_name(row, column),
@@ -662,8 +669,8 @@ static void
 report_wrong_unit(TrackedRow *row, const TrackUnit *unit, const char *problem)
 {
 	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errnamed(row),
-			 errtablecol(row->data->tg_relation, unit->column),
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errnamed_column(row, unit->column),
 			 errmsg("unit \"%s\" of trigger \"%s\" on table \"%s\" %s",
 					text_for_message(unit->type), trigger_name(row),
 					table_name(row), problem),

@@ -21,6 +21,22 @@ WHERE d.classid = 'pg_class'::regclass AND d.deptype = 'e'
 	AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'absmartly')
 ORDER BY 1;
 
+-- what is written at the end of transactions is never toasted, also after a rewrite
+CREATE TEMP VIEW outbox_heaps AS
+SELECT c.relname, c.reltoastrelid <> 0 AS toasted, (
+		SELECT string_agg(a.attname, ' ' ORDER BY a.attnum) FROM pg_attribute a
+		WHERE a.attrelid = c.oid AND a.attlen = -1 AND a.attstorage <> 'p') AS toastable,
+	c.relispopulated AS populated, c.reloptions
+FROM pg_class c
+WHERE c.oid IN ('absmartly_outbox_a'::regclass, 'absmartly_outbox_b'::regclass, 'absmartly_outbox_parked'::regclass)
+ORDER BY 1;
+SELECT * FROM outbox_heaps;
+SELECT count(*) FROM pg_index WHERE indrelid::regclass::text LIKE 'absmartly%';
+VACUUM FULL absmartly_outbox_a;
+VACUUM FULL absmartly_outbox_b;
+VACUUM FULL absmartly_outbox_parked;
+SELECT relname, toasted FROM outbox_heaps;
+
 -- what not everybody may call
 SELECT p.oid::regprocedure AS function
 FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid

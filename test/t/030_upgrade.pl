@@ -54,6 +54,8 @@ ok(wait_ready($new), 'the new server is ready');
 ok(await_sql($new, 'SELECT outbox_events FROM absmartly_stat', '0'), 'it sends what waited');
 is(arrived('waiting'), join(' ', 1 .. 500), 'all of it, once');
 is(stat_of($new, 'foreign_records, dead_letters'), '0|3', 'nothing is foreign, and the dead letters are there');
+is($new->safe_psql('postgres', q{SELECT count(*), sum(reltoastrelid::bigint) FROM pg_class WHERE relname ~ '^absmartly_outbox_(a|b|parked)$'}),
+	'3|0', 'the heaps have no TOAST tables');
 is($new->safe_psql('postgres', 'SELECT absmartly_requeue()'), '3', 'they can be queued again');
 track($new, 'new', 100);
 ok(await_sql($new, 'SELECT outbox_events FROM absmartly_stat', '0'), 'and sent, as new ones');
