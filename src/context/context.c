@@ -365,6 +365,7 @@ void
 context_set_data(Context *context, DataHold *data)
 {
 	assignments_detach(context);
+	version_hold_keep(data);
 	version_hold_release(&context->data);
 	context->data = *data;
 	context->snapshot = data_version_snapshot(context->data.version);
@@ -573,7 +574,7 @@ context_create(const Jsonb *units, const Jsonb *attributes, EngineText data,
 {
 	static bool exit_registered = false;
 	Context *context = new_context(options);
-	DataHold hold = {NULL, NULL};
+	DataHold hold = {0};
 
 	if (units != NULL)
 		context_visit_members(context, units, create_unit);

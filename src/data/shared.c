@@ -135,7 +135,7 @@ shared_startup(void)
 		{
 			ContextSlot *context = &shared->slots[i].context;
 
-			shared->slots[i].version = InvalidDsaPointer;
+			pg_atomic_init_u64(&shared->slots[i].parallel_serial, 0);
 			pg_atomic_init_u64(&context->key, 0);
 			pg_atomic_init_u64(&context->committed, 0);
 			pg_atomic_init_u64(&context->released, 0);

@@ -228,10 +228,13 @@ typedef struct ContextSlot
 /* A place for each process: what it lets others know. */
 typedef struct BackendSlot
 {
-	dsa_pointer version; /* the version of its statement, or invalid: for its
-						  * parallel workers */
+	pg_atomic_uint64 parallel_serial; /* of the version that its parallel
+									   * workers see; 0: it has none */
 	ContextSlot context;
 } BackendSlot;
+
+/* a serial that no version has: parallel workers see no data */
+#define PARALLEL_NO_DATA PG_UINT64_MAX
 
 /* Whether the library was loaded by shared_preload_libraries. */
 extern bool shared_available(void);

@@ -1,22 +1,35 @@
 /*
  * version.c
- *		Versions of the experiments: published by the worker, pinned by
- *		readers for the length of a top-level statement.
+ *		Versions of the experiments: which one a statement sees, how long its
+ *		memory stays, and how new ones come in force.
  *
- * A version is one block in shared memory that never changes.  A reader pins
- * the one in force at the first call of a statement, by a counter in it, and
- * lets go at the statement's end.  A version that is replaced is retired, and
- * freed by the worker as soon as nobody pins it.
+ * A version is one block that never changes.  Two questions about it have
+ * nothing to do with each other:
  *
- * The statement is the outermost query or utility command; a query's pin stays
- * with it while it is open, so that a cursor's rows agree with each other, and
- * FETCH counts as a part of its query.  COMMIT in a procedure lets go, too.
+ * Visibility.  A statement of the client's sees one version: the one in force
+ * when something of it looks for the first time.  A query keeps the version
+ * that its planning, its start or a run has seen for as long as it is open, so
+ * that the rows of a cursor agree with each other, wherever they are fetched.
+ * What runs on behalf of no statement (deferred triggers at COMMIT, changes
+ * that a subscription applies, the planner) shares a version for as long as
+ * the time of the statement is the same.  COMMIT in a procedure ends all that.
  *
- * Parallel workers pin nothing: they use the version that their leader has
- * pinned before it started them, and which it keeps until they have ended.
+ * Lifetime.  A process holds each version that it has handed out, by a counter
+ * in it, and lets go of it no earlier than at the end of the top transaction.
+ * Nothing that happens within the transaction matters, be it errors,
+ * savepoints, or functions that call each other in unexpected ways.  Longer
+ * hold those who say so: statements, queries that are open, session contexts.
+ * A version that was replaced is freed by the worker when no process holds it.
+ * Without shared memory (the library is not preloaded) versions are memory of
+ * the backend's own, under the same rules.
  *
- * Without shared memory (the library is not preloaded) the one version is the
- * backend's own, compiled from the file of the last known good answer.
+ * A transaction that lasts keeps up to VERSIONS_KEPT versions that no
+ * statement uses any more.  If it has more of them, they go where it is
+ * certain that no pointer to them is left: between the statements of the
+ * client, and in a function that replaces what its statement sees, unless
+ * another function of ours is at work below it on the stack (version_calls).
+ *
+ * Parallel workers hold for themselves what their leader's statement sees.
  */
 #include "postgres.h"
 
@@ -27,10 +40,12 @@
 #include "access/parallel.h"
 #include "access/xact.h"
 #include "executor/executor.h"
+#include "executor/spi.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/ipc.h"
+#include "tcop/pquery.h"
 #include "tcop/utility.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -47,218 +62,330 @@
 /* so often at most a backend asks the launcher for a worker */
 #define ASK_INTERVAL_MS 1000
 
-/* A pinned version, or the fact that there was none. */
-typedef struct Pin
-{
-	dlist_node node; /* in pins, while something is pinned */
-	DataVersion *version;
-	dsa_pointer pointer;
-} Pin;
+/* so many versions that nobody uses may wait for their transaction's end */
+#define VERSIONS_KEPT 4
 
-/* A pin that lasts as long as a query is open. */
-typedef struct QueryPin
+/* A version that this process keeps from being freed. */
+typedef struct Held
 {
-	Pin pin;
-	EState *estate; /* NULL: the query's memory has gone */
-	dlist_node node; /* in query_pins */
+	dlist_node node; /* in held_versions */
+	DataVersion *version;
+	dsa_pointer pointer; /* invalid: memory of this process */
+	uint32 users; /* statements, queries, contexts */
+	bool transaction; /* handed out in the present transaction */
+} Held;
+
+/* What a statement sees. */
+typedef struct Statement
+{
+	bool decided;
+	Held *held; /* one of its users; NULL: there was no data */
+	uint64 transaction; /* in which that was decided */
+} Statement;
+
+/* What a query sees that is open. */
+typedef struct OpenQuery
+{
+	dlist_node node; /* in open_queries */
+	EState *estate;
+	Statement statement;
 	MemoryContextCallback callback;
-} QueryPin;
+} OpenQuery;
 
 bool data_pinned = false;
 const DataVersion *data_pinned_version = NULL;
-uint64 data_pinned_serial = 0;
+uint32 version_calls = 0;
 void (*version_query_done)(void) = NULL;
 
-/* all pins of this process, to be let go at its exit */
-static dlist_head pins = DLIST_STATIC_INIT(pins);
+static dlist_head held_versions = DLIST_STATIC_INIT(held_versions);
+static uint32 nheld = 0;
+static Held *spare_held = NULL; /* memory for the next one */
 static bool exit_registered = false;
 
-/* queries that are open with a pin of their own */
-static dlist_head query_pins = DLIST_STATIC_INIT(query_pins);
+static dlist_head open_queries = DLIST_STATIC_INIT(open_queries);
 
-/* pin of the present statement if it is not a query */
-static Pin statement_pin;
-static bool statement_pin_used = false;
+/* what runs on behalf of no statement, and the time for which that holds */
+static Statement loose;
+static TimestampTz loose_time;
 
-/* nesting of statements, and the outermost one if it is a query */
+/* the statement at work, and how many executors and utility commands are */
+static Statement *present = &loose;
 static int depth = 0;
-static EState *outermost_query = NULL;
 
-/* without shared memory: this backend's data */
-static DataVersion *local_version = NULL;
+/* grows with each end of a transaction */
+static uint64 transaction_number = 0;
+
+/* without shared memory: what is in force, one of its users */
+static Held *local_current = NULL;
 static uint64 local_stamp = 0;
+static uint64 local_serial = 0;
 static uint64 local_generation = 0;
 static DataInfo local_info;
 
 static const SnapImage *compile(const char *text, size_t length,
 								const char *environment, MemoryContext context,
 								size_t *size);
-static void version_fill(DataVersion *version, const SnapImage *snapshot,
-						 size_t size, const DataTarget *target);
+static DataVersion *new_local_version(const SnapImage *snapshot, size_t size,
+									  const DataTarget *target);
 
+static ExecutorStart_hook_type prev_executor_start = NULL;
 static ExecutorRun_hook_type prev_executor_run = NULL;
 static ExecutorFinish_hook_type prev_executor_finish = NULL;
 static ProcessUtility_hook_type prev_process_utility = NULL;
 
 /*
- * Pins
+ * Lifetime
  */
 
-static void
-pin_release(Pin *pin)
+static Held *
+held_find(const DataVersion *version)
 {
-	DataVersion *version = pin->version;
+	dlist_iter iter;
 
-	if (version == NULL)
-		return;
-	pin->version = NULL;
-	dlist_delete(&pin->node);
-
-	/* the worker frees what was retired and is not read any more */
-	if (pg_atomic_sub_fetch_u32(&version->pins, 1) == 0)
+	dlist_foreach(iter, &held_versions)
 	{
-		DatabaseState *state = shared_my_database();
+		Held *held = dlist_container(Held, node, iter.cur);
 
-		if (state != NULL && state->nretired > 0)
-			shared_wake_worker(state);
+		if (held->version == version)
+			return held;
 	}
+	return NULL;
+}
+
+#ifdef USE_ASSERT_CHECKING
+bool
+version_is_held(const DataVersion *version)
+{
+	return version->magic == VERSION_MAGIC && held_find(version) != NULL;
+}
+#endif
+
+static void
+held_free(Held *held)
+{
+	DataVersion *version = held->version;
+	bool local = !DsaPointerIsValid(held->pointer);
+	DatabaseState *state;
+
+	dlist_delete(&held->node);
+	nheld--;
+	pfree(held);
+	if (local)
+	{
+		version->magic = 0;
+		pfree(version);
+		return;
+	}
+	/* the worker frees what was retired and is not read any more */
+	if (pg_atomic_sub_fetch_u32(&version->pins, 1) > 0)
+		return;
+	state = shared_my_database();
+	if (state != NULL && state->nretired > 0)
+		shared_wake_worker(state);
 }
 
 static void
-release_all_pins(int code, Datum argument)
+held_free_if_unused(Held *held)
+{
+	if (held->users == 0 && !held->transaction)
+		held_free(held);
+}
+
+/* A user less.  In a transaction pointers may be left: its end looks again. */
+static void
+held_release(Held *held)
+{
+	Assert(held->users > 0);
+	held->users--;
+	held_free_if_unused(held);
+}
+
+static void
+held_end_transaction(void)
 {
 	dlist_mutable_iter iter;
 
-	/* parallel workers read what we have pinned: they must end first */
-	AbortOutOfAnyTransaction();
-	dlist_foreach_modify(iter, &pins)
-		pin_release(dlist_container(Pin, node, iter.cur));
+	dlist_foreach_modify(iter, &held_versions)
+	{
+		Held *held = dlist_container(Held, node, iter.cur);
+
+		held->transaction = false;
+		held_free_if_unused(held);
+	}
 }
 
 /*
- * Pins the version in force.  The counter is raised under the lock under which
- * a version is retired, so it can't be freed in between.
+ * No pointer is left to what nobody uses: keeps no more of these than the last
+ * few.  The newest ones are at the list's head.
  */
 static void
-pin_acquire(Pin *pin, DatabaseState *state, uint64 *data_round)
+held_trim(void)
 {
-	pin->version = NULL;
-	pin->pointer = InvalidDsaPointer;
+	dlist_mutable_iter iter;
+	uint32 unused = 0;
 
+	if (nheld <= VERSIONS_KEPT)
+		return;
+	dlist_foreach_modify(iter, &held_versions)
+	{
+		Held *held = dlist_container(Held, node, iter.cur);
+
+		if (held->users == 0 && ++unused > VERSIONS_KEPT)
+			held_free(held);
+	}
+}
+
+static void
+release_at_exit(int code, Datum argument)
+{
+	dlist_mutable_iter iter;
+
+	AbortOutOfAnyTransaction();
+	dlist_foreach_modify(iter, &held_versions)
+		held_free(dlist_container(Held, node, iter.cur));
+}
+
+/* Does beforehand what may fail when something is held. */
+static void
+held_prepare(void)
+{
 	if (!exit_registered)
 	{
-		before_shmem_exit(release_all_pins, (Datum) 0);
+		before_shmem_exit(release_at_exit, (Datum) 0);
 		exit_registered = true;
 	}
+	if (spare_held == NULL)
+		spare_held = MemoryContextAllocZero(TopMemoryContext, sizeof(Held));
+}
+
+/* Nobody uses it yet.  Never fails after held_prepare(). */
+static Held *
+held_link(DataVersion *version, dsa_pointer pointer)
+{
+	Held *held = spare_held;
+
+	spare_held = NULL;
+	held->version = version;
+	held->pointer = pointer;
+	held->users = 0;
+	held->transaction = false;
+	dlist_push_head(&held_versions, &held->node);
+	nheld++;
+	return held;
+}
+
+/* Finds a version that is not freed yet, with the state's lock held. */
+static dsa_pointer
+find_serial(DatabaseState *state, uint64 serial)
+{
+	dsa_pointer pointer = state->current;
+
+	if (!DsaPointerIsValid(pointer))
+		pointer = state->retired;
+	while (DsaPointerIsValid(pointer))
+	{
+		const DataVersion *version = dsa_get_address(shared_area(), pointer);
+
+		if (version->serial == serial)
+			break;
+		pointer = pointer == state->current ? state->retired : version->next;
+	}
+	return pointer;
+}
+
+/*
+ * Holds the version with a serial, or, if that is 0, the one in force; NULL if
+ * there is none.  The counter is raised under the lock under which a version is
+ * retired and freed, so it can't be freed in between.  Nobody uses it yet.
+ */
+static Held *
+hold_shared(DatabaseState *state, uint64 serial, uint64 *data_round)
+{
+	Held *held = NULL;
+	dsa_pointer pointer = InvalidDsaPointer;
+
+	held_prepare();
 	/* attach before the lock is held: that allocates */
 	(void) shared_area();
 
 	LWLockAcquire(&state->lock, LW_SHARED);
-	if (state->database == MyDatabaseId && DsaPointerIsValid(state->current) &&
-		!state->suspended)
+	if (state->database == MyDatabaseId)
 	{
-		DataVersion *version = dsa_get_address(shared_area(), state->current);
+		if (serial != 0)
+			pointer = find_serial(state, serial);
+		else if (!state->suspended)
+			pointer = state->current;
+	}
+	if (DsaPointerIsValid(pointer))
+	{
+		DataVersion *version = dsa_get_address(shared_area(), pointer);
 
-		pg_atomic_fetch_add_u32(&version->pins, 1);
-		pin->version = version;
-		pin->pointer = state->current;
-		dlist_push_head(&pins, &pin->node);
+		held = held_find(version);
+		if (held == NULL)
+		{
+			pg_atomic_fetch_add_u32(&version->pins, 1);
+			held = held_link(version, pointer);
+		}
 		if (data_round != NULL)
 			*data_round = state->data_round;
 	}
 	LWLockRelease(&state->lock);
-}
-
-static void
-set_current(const DataVersion *version, dsa_pointer pointer)
-{
-	data_pinned = true;
-	data_pinned_version = version;
-	data_pinned_serial = version ? version->serial : 0;
-	if (shared_available() && !IsParallelWorker())
-		shared_slot(backend_slot_number())->version = pointer;
-}
-
-static void
-clear_current(void)
-{
-	if (!data_pinned)
-		return;
-	data_pinned = false;
-	data_pinned_version = NULL;
-	data_pinned_serial = 0;
-	if (shared_available() && !IsParallelWorker())
-		shared_slot(backend_slot_number())->version = InvalidDsaPointer;
-}
-
-static void
-query_pin_release(QueryPin *query_pin)
-{
-	dlist_delete(&query_pin->node);
-	pin_release(&query_pin->pin);
-	/* the callback stays registered as long as the query's memory lives */
-	if (query_pin->estate == NULL)
-		pfree(query_pin);
-	else
-		query_pin->estate = NULL;
+	return held;
 }
 
 /*
- * A query's memory goes, and with it the query's pin.  While a transaction
- * aborts, that is before its parallel workers have ended: then the pin is kept
- * for the end of the transaction.
+ * Visibility
  */
+
+/* Makes what the statement at work has seen what data_version() gives. */
 static void
-query_memory_gone(void *argument)
+show_present(void)
 {
-	QueryPin *query_pin = argument;
+	const Held *held = present->held;
 
-	if (query_pin->estate == NULL)
-		pfree(query_pin);
-	else
-	{
-		query_pin->estate = NULL;
-		if (!IsInParallelMode())
-			query_pin_release(query_pin);
-	}
-}
-
-static void
-release_orphaned_pins(void)
-{
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &query_pins)
-	{
-		QueryPin *query_pin = dlist_container(QueryPin, node, iter.cur);
-
-		if (query_pin->estate == NULL)
-			query_pin_release(query_pin);
-	}
-}
-
-static void
-release_statement_pin(void)
-{
-	if (!statement_pin_used)
+	/* a parallel worker sees one version all its life */
+	if (IsParallelWorker() && data_pinned)
 		return;
-	statement_pin_used = false;
-	pin_release(&statement_pin);
+	data_pinned = present != &loose && present->decided &&
+				  present->transaction == transaction_number;
+	data_pinned_version = data_pinned && held ? held->version : NULL;
 }
 
-static QueryPin *
-find_query_pin(EState *estate)
+static void
+statement_forget(Statement *statement)
 {
-	dlist_iter iter;
+	Held *held = statement->held;
 
-	dlist_foreach(iter, &query_pins)
-	{
-		QueryPin *query_pin = dlist_container(QueryPin, node, iter.cur);
+	statement->decided = false;
+	statement->held = NULL;
+	if (held != NULL)
+		held_release(held);
+}
 
-		if (query_pin->estate == estate)
-			return query_pin;
-	}
-	return NULL;
+static void
+statement_decide(Statement *statement, Held *held)
+{
+	statement_forget(statement);
+	if (held != NULL)
+		held->users++;
+	statement->held = held;
+	statement->transaction = transaction_number;
+	statement->decided = true;
+}
+
+static void
+statement_copy(Statement *statement, const Statement *from)
+{
+	statement_decide(statement, from->held);
+	statement->transaction = from->transaction;
+}
+
+/* Whether what runs on behalf of no statement has seen something just now. */
+static bool
+loose_is_good(void)
+{
+	return loose.decided && loose.transaction == transaction_number &&
+		   loose_time == GetCurrentStatementStartTimestamp();
 }
 
 /*
@@ -312,80 +439,91 @@ ask_for_worker(void)
 }
 
 /*
- * Finds the version for the present statement, at the statement's first call.
+ * What is in force, held for this transaction; NULL if there is no data.  With
+ * a serial, rather that version, if it still is there.
+ */
+static Held *
+hold_in_force(uint64 serial)
+{
+	DatabaseState *state;
+	Held *held = NULL;
+
+	if (version_calls <= 1)
+		held_trim();
+	if (!shared_available())
+	{
+		load_local_file();
+		held = local_current;
+	}
+	else if ((state = shared_my_database()) == NULL)
+		ask_for_worker();
+	else
+	{
+		if (serial != 0)
+			held = hold_shared(state, serial, NULL);
+		if (held == NULL)
+			held = hold_shared(state, 0, NULL);
+	}
+	if (held != NULL)
+		held->transaction = true;
+	return held;
+}
+
+/* A parallel worker sees what its leader's statement sees, all its life. */
+static const DataVersion *
+pin_in_parallel_worker(void)
+{
+	uint64 serial = 0;
+	Held *held = NULL;
+
+	if (shared_available())
+		serial = pg_atomic_read_u64(
+			&shared_slot(parallel_leader_slot_number())->parallel_serial);
+	if (serial != PARALLEL_NO_DATA)
+		held = hold_in_force(serial);
+	data_pinned = true;
+	data_pinned_version = held ? held->version : NULL;
+	return data_pinned_version;
+}
+
+/*
+ * Decides which version the statement at work sees, at its first call.
  */
 const DataVersion *
 data_pin(void)
 {
-	Pin *pin;
-	DatabaseState *state;
-
 	Assert(!data_pinned);
 
-	if (!shared_available())
-	{
-		load_local_file();
-		set_current(local_version, InvalidDsaPointer);
-		return local_version;
-	}
-
 	if (IsParallelWorker())
+		return pin_in_parallel_worker();
+	if (present != &loose)
 	{
-		dsa_pointer pointer =
-			shared_slot(parallel_leader_slot_number())->version;
-
-		set_current(DsaPointerIsValid(pointer)
-						? dsa_get_address(shared_area(), pointer)
-						: NULL,
-					pointer);
+		statement_decide(present, hold_in_force(0));
+		show_present();
 		return data_pinned_version;
 	}
-
-	state = shared_my_database();
-	if (state == NULL)
+	if (!loose_is_good())
 	{
-		ask_for_worker();
-		set_current(NULL, InvalidDsaPointer);
-		return NULL;
-	}
+		Held *held = hold_in_force(0);
 
-	if (outermost_query != NULL)
-	{
-		QueryPin *query_pin =
-			MemoryContextAllocZero(TopMemoryContext, sizeof(QueryPin));
-
-		pin = &query_pin->pin;
-		pin_acquire(pin, state, NULL);
-		query_pin->estate = outermost_query;
-		dlist_push_head(&query_pins, &query_pin->node);
-		query_pin->callback.func = query_memory_gone;
-		query_pin->callback.arg = query_pin;
-		MemoryContextRegisterResetCallback(outermost_query->es_query_cxt,
-										   &query_pin->callback);
+		statement_decide(&loose, held);
+		loose_time = GetCurrentStatementStartTimestamp();
 	}
-	else
-	{
-		pin = &statement_pin;
-		release_statement_pin();
-		pin_acquire(pin, state, NULL);
-		statement_pin_used = true;
-	}
-	set_current(pin->version, pin->pointer);
+	data_pinned_version = loose.held ? loose.held->version : NULL;
 	return data_pinned_version;
 }
 
 void
 version_unpin_statement(void)
 {
-	clear_current();
-	if (outermost_query != NULL)
-	{
-		QueryPin *query_pin = find_query_pin(outermost_query);
-
-		if (query_pin != NULL)
-			query_pin_release(query_pin);
-	}
-	release_statement_pin();
+	/* in parallel all see the same until all have ended */
+	if (IsInParallelMode() || IsParallelWorker())
+		return;
+	statement_forget(present);
+	statement_forget(&loose);
+	show_present();
+	if (version_calls <= 1)
+		held_trim();
 }
 
 /*
@@ -401,40 +539,39 @@ copy_version(const DataVersion *version)
 	return copy;
 }
 
+static void
+hold_set(DataHold *hold, Held *held)
+{
+	hold->version = held ? held->version : NULL;
+	hold->held = held;
+	hold->kept = false;
+	if (held != NULL)
+		held->transaction = true;
+}
+
 bool
 version_hold(DataHold *hold, uint64 *data_round)
 {
 	DatabaseState *state;
-	Pin *pin;
+	Held *held = NULL;
 
-	hold->version = NULL;
-	hold->pin = NULL;
 	*data_round = 0;
 	if (!shared_available())
-	{
-		/* the one version makes place for the next one at any time */
-		if (data_version() != NULL)
-			hold->version = copy_version(data_version());
-		return hold->version != NULL;
-	}
-	state = shared_my_database();
-	if (state == NULL)
-	{
+		held = hold_in_force(0);
+	else if ((state = shared_my_database()) == NULL)
 		ask_for_worker();
-		return false;
-	}
-	if (!DsaPointerIsValid(state->current))
-		return false;
-	pin = MemoryContextAlloc(TopMemoryContext, sizeof(Pin));
-	pin_acquire(pin, state, data_round);
-	if (pin->version == NULL)
-	{
-		pfree(pin);
-		return false;
-	}
-	hold->version = pin->version;
-	hold->pin = pin;
-	return true;
+	else if (DsaPointerIsValid(state->current))
+		held = hold_shared(state, 0, data_round);
+	hold_set(hold, held);
+	return held != NULL;
+}
+
+void
+version_hold_keep(DataHold *hold)
+{
+	Assert(!hold->kept);
+	hold->held->users++;
+	hold->kept = true;
 }
 
 /* What data that comes from no fetch is for. */
@@ -461,18 +598,17 @@ version_hold_text(DataHold *hold, const char *text, size_t length)
 	MemoryContext context = AllocSetContextCreate(
 		CurrentMemoryContext, "absmartly compiler", ALLOCSET_DEFAULT_SIZES);
 	const SnapImage *snapshot;
-	DataVersion *version;
 	DataTarget target;
 	size_t size;
 
 	present_target(&target);
 	snapshot = compile(text, length, target.environment, context, &size);
-	version =
-		MemoryContextAllocHuge(TopMemoryContext, DATA_IMAGE_OFFSET + size);
-	version_fill(version, snapshot, size, &target);
+	if (version_calls <= 1)
+		held_trim();
+	held_prepare();
+	hold_set(hold, held_link(new_local_version(snapshot, size, &target),
+							 InvalidDsaPointer));
 	MemoryContextDelete(context);
-	hold->version = version;
-	hold->pin = NULL;
 }
 
 bool
@@ -480,95 +616,249 @@ version_hold_is_stale(const DataHold *hold)
 {
 	DatabaseState *state;
 
-	if (hold->pin == NULL)
+	if (hold->held == NULL || !DsaPointerIsValid(hold->held->pointer))
 		return false;
 	state = shared_my_database();
 	return state == NULL ||
-		   *(volatile dsa_pointer *) &state->current != hold->pin->pointer;
+		   *(volatile dsa_pointer *) &state->current != hold->held->pointer;
 }
 
 void
 version_hold_copy(DataHold *hold)
 {
-	DataVersion *copy = copy_version(hold->version);
+	DataHold copy;
 
+	Assert(hold->kept);
+	if (version_calls <= 1)
+		held_trim();
+	held_prepare();
+	hold_set(&copy, held_link(copy_version(hold->version), InvalidDsaPointer));
+	version_hold_keep(&copy);
 	version_hold_release(hold);
-	hold->version = copy;
+	*hold = copy;
 }
 
 void
 version_hold_release(DataHold *hold)
 {
-	if (hold->pin != NULL)
+	if (hold->kept)
 	{
-		pin_release(hold->pin);
-		pfree(hold->pin);
+		/* somebody may be reading what a function of his lets go of */
+		if (IsTransactionState())
+			hold->held->transaction = true;
+		held_release(hold->held);
 	}
-	else if (hold->version != NULL)
-		pfree(unconstify(DataVersion *, hold->version));
 	hold->version = NULL;
-	hold->pin = NULL;
+	hold->held = NULL;
+	hold->kept = false;
 }
 
 /*
  * Where statements begin and end
  */
 
-static void
-statement_begin(EState *estate)
+/*
+ * Whether what begins is a statement of the client's.  It is run by a portal,
+ * and by nobody's function.
+ */
+static bool
+statement_of_client(void)
 {
-	/* what was pinned outside of any statement, by the planner for example */
-	clear_current();
-	release_statement_pin();
+	return depth == 0 && ActivePortal != NULL &&
+		   SPI_unregister_relation("") == SPI_ERROR_UNCONNECTED;
+}
 
-	outermost_query = estate;
-	if (estate != NULL)
+static OpenQuery *
+open_query_find(EState *estate)
+{
+	dlist_iter iter;
+
+	dlist_foreach(iter, &open_queries)
 	{
-		QueryPin *query_pin = find_query_pin(estate);
+		OpenQuery *query = dlist_container(OpenQuery, node, iter.cur);
 
-		if (query_pin != NULL)
-			set_current(query_pin->pin.version, query_pin->pin.pointer);
+		if (query->estate == estate)
+			return query;
 	}
+	return NULL;
 }
 
 static void
-statement_end(bool finished)
+open_query_gone(void *argument)
 {
-	if (finished || outermost_query == NULL)
-		version_unpin_statement();
-	else
-		clear_current();
-	outermost_query = NULL;
+	OpenQuery *query = argument;
+
+	if (present == &query->statement)
+	{
+		present = &loose;
+		show_present();
+	}
+	dlist_delete(&query->node);
+	statement_forget(&query->statement);
+}
+
+/* What is run of the query later will see what the statement has seen. */
+static void
+open_query_remember(EState *estate, const Statement *statement)
+{
+	OpenQuery *query =
+		MemoryContextAllocZero(estate->es_query_cxt, sizeof(OpenQuery));
+
+	query->estate = estate;
+	query->callback.func = open_query_gone;
+	query->callback.arg = query;
+	MemoryContextRegisterResetCallback(estate->es_query_cxt, &query->callback);
+	statement_copy(&query->statement, statement);
+	dlist_push_head(&open_queries, &query->node);
+}
+
+/* What a hook has to put back. */
+typedef struct Scope
+{
+	Statement own; /* of a statement that has just begun */
+	Statement *before;
+	uint32 calls_before;
+	bool of_client;
+	bool adopted; /* own is what runs on behalf of no statement */
+} Scope;
+
+/*
+ * Begins a part of a query or, without one, a utility command.  It belongs to
+ * the statement at work, or is one of its own.
+ */
+static void
+scope_begin(Scope *scope, const QueryDesc *query)
+{
+	OpenQuery *open = NULL;
+
+	if (query != NULL && query->estate != NULL)
+		open = open_query_find(query->estate);
+	memset(scope, 0, sizeof(*scope));
+	scope->before = present;
+	scope->of_client = statement_of_client();
+	/* whatever errors have left there, no function of ours is below us */
+	if (scope->of_client)
+		version_calls = 0;
+	scope->calls_before = version_calls;
+
+	if (open != NULL)
+		present = &open->statement;
+	else if (scope->of_client || (present == &loose && query != NULL))
+	{
+		/* what has seen something may be the planner, at work for us */
+		if (query != NULL && loose_is_good())
+			statement_copy(&scope->own, &loose);
+		scope->adopted = !scope->of_client;
+		present = &scope->own;
+	}
+	if (scope->of_client)
+	{
+		statement_forget(&loose);
+		held_trim();
+	}
+	depth++;
+	show_present();
+}
+
+static void
+scope_leave(Scope *scope)
+{
+	depth--;
+	version_calls = scope->calls_before;
+	present = scope->before;
+	statement_forget(&scope->own);
+	show_present();
 }
 
 /*
- * An error ends the statement.  Its parallel workers end later, while the
- * transaction aborts: until then the version must stay.
+ * Whether more of a query may be run later than what was run now: it is the
+ * client's, and has triggers that fire at its end, or it is a portal's.
+ */
+static bool
+query_stays(const Scope *scope, const QueryDesc *query)
+{
+	return scope->of_client ||
+		   (ActivePortal != NULL && (ActivePortal->status == PORTAL_DEFINED ||
+									 ActivePortal->queryDesc == query));
+}
+
+/*
+ * Ends it.  What was seen is remembered for the rest of the query, and for
+ * what else runs on behalf of no statement.
  */
 static void
-statement_failed(void)
+scope_end(Scope *scope, const QueryDesc *query)
 {
-	clear_current();
-	outermost_query = NULL;
+	if (query != NULL && present->decided && query_stays(scope, query) &&
+		open_query_find(query->estate) == NULL)
+		open_query_remember(query->estate, present);
+	if (scope->adopted && scope->own.decided)
+	{
+		statement_copy(&loose, &scope->own);
+		loose_time = GetCurrentStatementStartTimestamp();
+	}
+	scope_leave(scope);
+}
+
+static void
+version_executor_start(QueryDesc *query, int flags)
+{
+	Scope scope;
+
+	scope_begin(&scope, query);
+	PG_TRY();
+	{
+		if (prev_executor_start)
+			prev_executor_start(query, flags);
+		else
+			standard_ExecutorStart(query, flags);
+	}
+	PG_CATCH();
+	{
+		scope_leave(&scope);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	scope_end(&scope, query);
+}
+
+/*
+ * Parallel workers must find the version when they start, whether or not the
+ * leader ever calls a function of ours.  After an error they live until the
+ * (sub)transaction ends, and find it until then.
+ */
+static bool
+tell_parallel_workers(const QueryDesc *query)
+{
+	const DataVersion *version;
+
+	if (!query->plannedstmt->parallelModeNeeded || !shared_available() ||
+		IsInParallelMode())
+		return false;
+	version = data_version();
+	pg_atomic_write_u64(&shared_slot(backend_slot_number())->parallel_serial,
+						version ? version->serial : PARALLEL_NO_DATA);
+	return true;
+}
+
+static void
+forget_parallel_workers(void)
+{
+	if (shared_available() && !IsParallelWorker() && MyProc != NULL)
+		pg_atomic_write_u64(
+			&shared_slot(backend_slot_number())->parallel_serial, 0);
 }
 
 static void
 version_executor_run(EXECUTOR_RUN_PARAMETERS)
 {
-	bool outermost = (depth == 0);
+	volatile bool parallel = false;
+	Scope scope;
 
-	if (outermost)
-		statement_begin(query->estate);
-	depth++;
+	scope_begin(&scope, query);
 	PG_TRY();
 	{
-		/*
-		 * Workers must find the version when they start, whether or not the
-		 * leader ever calls a function of ours.
-		 */
-		if (query->plannedstmt->parallelModeNeeded && shared_available())
-			(void) data_version();
-
+		parallel = tell_parallel_workers(query);
 		if (prev_executor_run)
 			prev_executor_run(EXECUTOR_RUN_ARGUMENTS);
 		else
@@ -576,17 +866,13 @@ version_executor_run(EXECUTOR_RUN_PARAMETERS)
 	}
 	PG_CATCH();
 	{
-		depth--;
-		if (outermost)
-			statement_failed();
+		scope_leave(&scope);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	depth--;
-	if (outermost)
-		/* triggers may still fire, and a cursor may still be read */
-		statement_end(count == 0 && query->operation == CMD_SELECT &&
-					  !query->plannedstmt->hasModifyingCTE);
+	if (parallel)
+		forget_parallel_workers();
+	scope_end(&scope, query);
 	if (version_query_done != NULL)
 		version_query_done();
 }
@@ -594,11 +880,9 @@ version_executor_run(EXECUTOR_RUN_PARAMETERS)
 static void
 version_executor_finish(QueryDesc *query)
 {
-	bool outermost = (depth == 0);
+	Scope scope;
 
-	if (outermost)
-		statement_begin(query->estate);
-	depth++;
+	scope_begin(&scope, query);
 	PG_TRY();
 	{
 		if (prev_executor_finish)
@@ -608,15 +892,11 @@ version_executor_finish(QueryDesc *query)
 	}
 	PG_CATCH();
 	{
-		depth--;
-		if (outermost)
-			statement_failed();
+		scope_leave(&scope);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	depth--;
-	if (outermost)
-		statement_end(true);
+	scope_end(&scope, query);
 }
 
 static void
@@ -627,12 +907,10 @@ version_process_utility(PlannedStmt *statement, const char *source,
 {
 	/* FETCH is a part of its query: that one is the statement */
 	bool counts = !IsA(statement->utilityStmt, FetchStmt);
-	volatile bool outermost = (counts && depth == 0);
+	Scope scope;
 
-	if (outermost)
-		statement_begin(NULL);
 	if (counts)
-		depth++;
+		scope_begin(&scope, NULL);
 	PG_TRY();
 	{
 		if (prev_process_utility)
@@ -646,21 +924,17 @@ version_process_utility(PlannedStmt *statement, const char *source,
 	PG_CATCH();
 	{
 		if (counts)
-			depth--;
-		if (outermost)
-			statement_failed();
+			scope_leave(&scope);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
 	if (counts)
-		depth--;
-	if (outermost)
-		statement_end(true);
+		scope_end(&scope, NULL);
 }
 
 /*
- * A transaction's end is a statement's end, also in a procedure.  What open
- * queries have pinned goes with their memory.
+ * The end of a transaction ends what its statements see, also in a procedure,
+ * and all holds but those of queries that are still open and of contexts.
  */
 static void
 version_transaction_end(XactEvent event, void *argument)
@@ -672,30 +946,44 @@ version_transaction_end(XactEvent event, void *argument)
 		case XACT_EVENT_PREPARE:
 		case XACT_EVENT_PARALLEL_COMMIT:
 		case XACT_EVENT_PARALLEL_ABORT:
-			clear_current();
-			release_statement_pin();
-			release_orphaned_pins();
+			transaction_number++;
+			statement_forget(present);
+			statement_forget(&loose);
+			show_present();
+			held_end_transaction();
+			forget_parallel_workers();
 			break;
 		default:
 			break;
 	}
 }
 
-/* A statement that failed after a savepoint ends here. */
+/*
+ * An error that was caught has left calls of ours without their ends.  Where
+ * savepoints are nested deeper than this remembers, a number too high may stay
+ * until the client's next statement, which only keeps versions longer.
+ */
 static void
 version_subtransaction_end(SubXactEvent event, SubTransactionId id,
 						   SubTransactionId parent, void *argument)
 {
-	if (event != SUBXACT_EVENT_ABORT_SUB)
-		return;
-	if (depth == 0)
-		release_statement_pin();
-	release_orphaned_pins();
+	static uint32 calls[32];
+	int level = Min(GetCurrentTransactionNestLevel(), lengthof(calls) - 1);
+
+	if (event == SUBXACT_EVENT_START_SUB)
+		calls[level] = version_calls;
+	else if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		version_calls = calls[level];
+		forget_parallel_workers();
+	}
 }
 
 void
 version_install(void)
 {
+	prev_executor_start = ExecutorStart_hook;
+	ExecutorStart_hook = version_executor_start;
 	prev_executor_run = ExecutorRun_hook;
 	ExecutorRun_hook = version_executor_run;
 	prev_executor_finish = ExecutorFinish_hook;
@@ -829,6 +1117,10 @@ free_versions(dsa_pointer pointer)
 		DataVersion *version = dsa_get_address(shared_area(), pointer);
 		dsa_pointer next = version->next;
 
+#ifdef USE_ASSERT_CHECKING
+		/* who reads it all the same shall notice */
+		memset(version, 0x7F, version->size);
+#endif
 		dsa_free(shared_area(), pointer);
 		pointer = next;
 	}
@@ -910,11 +1202,26 @@ version_fill(DataVersion *version, const SnapImage *snapshot, size_t size,
 			 const DataTarget *target)
 {
 	memset(version, 0, DATA_IMAGE_OFFSET);
+	version->magic = VERSION_MAGIC;
 	pg_atomic_init_u32(&version->pins, 0);
 	version->next = InvalidDsaPointer;
 	version->size = DATA_IMAGE_OFFSET + size;
 	version->target = *target;
 	memcpy((char *) version + DATA_IMAGE_OFFSET, snapshot, size);
+}
+
+/* A version in memory of this process, to be linked at once. */
+static DataVersion *
+new_local_version(const SnapImage *snapshot, size_t size,
+				  const DataTarget *target)
+{
+	DataVersion *version =
+		MemoryContextAllocHuge(TopMemoryContext, DATA_IMAGE_OFFSET + size);
+
+	version_fill(version, snapshot, size, target);
+	version->serial =
+		shared_available() ? shared_next_serial() : ++local_serial;
+	return version;
 }
 
 static uint64
@@ -923,11 +1230,11 @@ publish_locally(const DataTarget *target, const char *text, size_t length,
 {
 	MemoryContext context;
 	const SnapImage *snapshot;
-	DataVersion *version;
+	Held *previous = local_current;
 	size_t size;
 
 	*unchanged =
-		local_version != NULL && same_data(local_version, target, text, length);
+		previous != NULL && same_data(previous->version, target, text, length);
 	/* reading again what this session wrote itself tells nothing new */
 	if (!*unchanged || source != DATA_FILE)
 	{
@@ -935,22 +1242,20 @@ publish_locally(const DataTarget *target, const char *text, size_t length,
 		local_info.fetched_at = fetched_at;
 	}
 	if (*unchanged)
-		return local_version->generation;
+		return previous->version->generation;
 
 	context = AllocSetContextCreate(CurrentMemoryContext, "absmartly compiler",
 									ALLOCSET_DEFAULT_SIZES);
 	snapshot = compile(text, length, target->environment, context, &size);
-	version =
-		MemoryContextAllocHuge(TopMemoryContext, DATA_IMAGE_OFFSET + size);
-	version_fill(version, snapshot, size, target);
+	held_prepare();
+	local_current =
+		held_link(new_local_version(snapshot, size, target), InvalidDsaPointer);
+	local_current->users++;
+	local_current->version->generation = ++local_generation;
+	if (previous != NULL)
+		held_release(previous);
 	MemoryContextDelete(context);
-	version->generation = version->serial = ++local_generation;
-
-	version_unpin_statement();
-	if (local_version != NULL)
-		pfree(local_version);
-	local_version = version;
-	return version->generation;
+	return local_current->version->generation;
 }
 
 /*
@@ -962,26 +1267,26 @@ confirm_unchanged(DatabaseState *state, const DataTarget *target,
 				  const char *text, size_t length, DataSource source,
 				  TimestampTz fetched_at, uint64 *generation)
 {
-	Pin pin;
+	Held *held = hold_shared(state, 0, NULL);
 	bool same;
 
-	pin_acquire(&pin, state, NULL);
-	if (pin.version == NULL)
+	if (held == NULL)
 		return false;
-	same = same_data(pin.version, target, text, length);
+	held->users++;
+	same = same_data(held->version, target, text, length);
 	if (same)
 	{
 		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-		same = state->current == pin.pointer;
+		same = state->current == held->pointer;
 		if (same)
 		{
 			state->source = source;
 			state->fetched_at = fetched_at;
-			*generation = pin.version->generation;
+			*generation = held->version->generation;
 		}
 		LWLockRelease(&state->lock);
 	}
-	pin_release(&pin);
+	held_release(held);
 	return same;
 }
 
@@ -1063,7 +1368,7 @@ version_info(DataInfo *info)
 	if (!shared_available())
 	{
 		*info = local_info;
-		return local_version != NULL;
+		return local_current != NULL;
 	}
 	state = shared_my_database();
 	if (state == NULL)

@@ -24,7 +24,8 @@ typedef enum DataSource
  */
 typedef struct DataVersion
 {
-	pg_atomic_uint32 pins;
+	uint32 magic; /* VERSION_MAGIC while it may be read */
+	pg_atomic_uint32 pins; /* processes that hold it */
 	dsa_pointer next; /* of the retired ones */
 	uint64 serial;
 	uint64 generation;
@@ -32,17 +33,30 @@ typedef struct DataVersion
 	DataTarget target; /* what it was fetched for */
 } DataVersion;
 
+#define VERSION_MAGIC 0x41627631
+
 #define DATA_IMAGE_OFFSET TYPEALIGN(16, sizeof(DataVersion))
-#define data_version_snapshot(version) \
-	((const SnapImage *) ((const char *) (version) + DATA_IMAGE_OFFSET))
+
+#ifdef USE_ASSERT_CHECKING
+/* Whether this process keeps the version from being freed. */
+extern bool version_is_held(const DataVersion *version);
+#endif
+
+/* The experiments of a version that this process holds. */
+static inline const SnapImage *
+data_version_snapshot(const DataVersion *version)
+{
+	Assert(version_is_held(version));
+	return (const SnapImage *) ((const char *) version + DATA_IMAGE_OFFSET);
+}
 
 /*
- * The version that the present top-level statement sees.  Reading it is free
- * after the statement's first call; that one pins the version in force.
+ * The version that the present statement sees.  It stays where it is at least
+ * until the transaction ends, unless the function that asks for it returns
+ * before.  Reading it is free after the statement's first call.
  */
 extern bool data_pinned;
 extern const DataVersion *data_pinned_version; /* NULL: no data */
-extern uint64 data_pinned_serial; /* 0: no data */
 
 extern const DataVersion *data_pin(void);
 
@@ -66,18 +80,30 @@ data_snapshot(void)
 /* Installs the hooks that find the ends of statements. */
 extern void version_install(void);
 
-/* Lets go of the statement's version, so that the next call sees the newest. */
+/*
+ * Lets the statement's next call see the newest version.  In parallel mode all
+ * see the same until all have ended: then this does nothing.
+ */
 extern void version_unpin_statement(void);
+
+/*
+ * How many functions of ours are at work, one on behalf of the other.  Each
+ * counts itself (call.h).
+ */
+extern uint32 version_calls;
 
 /*
  * Data that a session goes on reading from statement to statement.  What is in
  * force is read where it lies; it becomes a private copy when it has been
- * replaced.
+ * replaced.  A hold that has just been made ends with the transaction, so that
+ * no error leaves one behind; version_hold_keep() makes it last until it is
+ * released.  What it was on stays readable to the transaction's end.
  */
 typedef struct DataHold
 {
 	const DataVersion *version; /* NULL: none */
-	struct Pin *pin; /* NULL: the version is a private copy */
+	struct Held *held;
+	bool kept;
 } DataHold;
 
 /*
@@ -85,6 +111,8 @@ typedef struct DataHold
  * the version's database (DatabaseState), 0 without shared memory.
  */
 extern bool version_hold(DataHold *hold, uint64 *data_round);
+
+extern void version_hold_keep(DataHold *hold);
 
 /*
  * Holds what text (UTF-8) compiles to, under the target in force.  Raises as
@@ -98,6 +126,7 @@ extern bool version_hold_is_stale(const DataHold *hold);
 /* Makes it a private copy, at another address.  Raises 53200. */
 extern void version_hold_copy(DataHold *hold);
 
+/* Lets go of it; never fails, and does nothing where nothing is held. */
 extern void version_hold_release(DataHold *hold);
 
 /* Called when a query has run: it may have been in parallel mode. */

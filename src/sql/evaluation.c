@@ -57,13 +57,14 @@ evaluation_name(const text *name, const char *what)
 }
 
 static void
-name_cache_set(NameCache *cache, const text *name, const void *found)
+name_cache_set(NameCache *cache, const DataVersion *version, const text *name,
+			   const void *found)
 {
 	size_t length = VARSIZE_ANY_EXHDR(name);
 
 	if (length > sizeof(cache->name))
 		return;
-	cache->serial = data_pinned_serial;
+	cache->serial = version->serial;
 	cache->found = found;
 	cache->length = length;
 	memcpy(cache->name, VARDATA_ANY(name), length);
@@ -77,7 +78,7 @@ evaluation_find_experiment(NameCache *cache, const DataVersion *version,
 	const SnapExperiment *found = snapshot_find_experiment(
 		data_version_snapshot(version), utf8.data, utf8.length);
 
-	name_cache_set(cache, name, found);
+	name_cache_set(cache, version, name, found);
 	return found;
 }
 
@@ -89,7 +90,7 @@ evaluation_find_variable(NameCache *cache, const DataVersion *version,
 	const SnapVariable *found = snapshot_find_variable(
 		data_version_snapshot(version), utf8.data, utf8.length);
 
-	name_cache_set(cache, key, found);
+	name_cache_set(cache, version, key, found);
 	return found;
 }
 

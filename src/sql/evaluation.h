@@ -56,9 +56,10 @@ call_site_state(FunctionCallInfo fcinfo, Size size)
 }
 
 static inline bool
-name_cache_holds(const NameCache *cache, const text *name)
+name_cache_holds(const NameCache *cache, const DataVersion *version,
+				 const text *name)
 {
-	return cache->serial == data_pinned_serial &&
+	return cache->serial == version->serial &&
 		   cache->length == VARSIZE_ANY_EXHDR(name) &&
 		   memcmp(cache->name, VARDATA_ANY(name), cache->length) == 0;
 }
@@ -81,7 +82,7 @@ static inline const SnapExperiment *
 evaluation_experiment(NameCache *cache, const DataVersion *version,
 					  const text *name)
 {
-	if (likely(name_cache_holds(cache, name)))
+	if (likely(name_cache_holds(cache, version, name)))
 		return cache->found;
 	return evaluation_find_experiment(cache, version, name);
 }
@@ -90,7 +91,7 @@ static inline const SnapVariable *
 evaluation_variable(NameCache *cache, const DataVersion *version,
 					const text *key)
 {
-	if (likely(name_cache_holds(cache, key)))
+	if (likely(name_cache_holds(cache, version, key)))
 		return cache->found;
 	return evaluation_find_variable(cache, version, key);
 }

@@ -217,7 +217,7 @@ find_experiment(ExposureSite *site, const DataVersion *version,
 {
 	const SnapExperiment *experiment;
 
-	if (likely(name_cache_holds(&site->name, name)))
+	if (likely(name_cache_holds(&site->name, version, name)))
 		return site->name.found;
 	experiment = evaluation_find_experiment(&site->name, version, name);
 	site->identity = exposure_identity(data_version_snapshot(version),
