@@ -8,9 +8,11 @@
 #include "access/generic_xlog.h"
 #include "access/heapam.h"
 #include "access/relation.h"
+#include "access/rmgr.h"
 #include "access/table.h"
 #include "access/tupmacs.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
@@ -274,6 +276,14 @@ row_fate(Relation relation, Buffer buffer, BlockNumber page, ItemId item,
 	}
 }
 
+Page
+heaps_change_page(GenericXLogState *xlog, Buffer buffer)
+{
+	return GenericXLogRegisterBuffer(
+		xlog, buffer,
+		wal_consistency_checking[RM_GENERIC_ID] ? GENERIC_XLOG_FULL_IMAGE : 0);
+}
+
 int
 heaps_walk_page(Relation relation, BlockNumber page_number,
 				const HeapWalk *walk)
@@ -307,7 +317,7 @@ heaps_walk_page(Relation relation, BlockNumber page_number,
 		if (xlog == NULL)
 		{
 			xlog = GenericXLogStart(relation);
-			changed = GenericXLogRegisterBuffer(xlog, buffer, 0);
+			changed = heaps_change_page(xlog, buffer);
 		}
 		walk->change(walk->argument,
 					 heap_row(changed, PageGetItemId(changed, offset)));

@@ -13,6 +13,7 @@
 
 #include "postgres.h"
 
+#include "access/generic_xlog.h"
 #include "access/htup_details.h"
 #include "storage/bufpage.h"
 #include "utils/rel.h"
@@ -98,6 +99,15 @@ heap_row(Page page, ItemId item)
 
 /* The texts of a row, in place. */
 extern void heaps_row_texts(const HeapRow *row, EngineText texts[HEAP_TEXTS]);
+
+/*
+ * Registers a page to be changed, and gives the copy to change.  Generic WAL
+ * has what was changed, but not the hint bits, which each server sets when it
+ * likes, and knows no way to leave them out where a standby's page is compared
+ * with ours (wal_consistency_checking).  So then the whole page is logged: that
+ * is taken as it is.
+ */
+extern Page heaps_change_page(GenericXLogState *xlog, Buffer buffer);
 
 /*
  * Walking: visit is called for each row that is committed at this moment and

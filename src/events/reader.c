@@ -1034,7 +1034,7 @@ mark_page(Relation relation, const Mark *marks, int count)
 	buffer = ReadBuffer(relation, page_number);
 	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
 	xlog = GenericXLogStart(relation);
-	page = GenericXLogRegisterBuffer(xlog, buffer, 0);
+	page = heaps_change_page(xlog, buffer);
 	for (int i = 0; i < count; i++)
 	{
 		OffsetNumber offset = ItemPointerGetOffsetNumber(&marks[i].tid);
