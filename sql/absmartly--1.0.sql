@@ -479,9 +479,9 @@ USING heap
 WITH (fillfactor = 100, autovacuum_enabled = off)
 AS SELECT
 	0::int AS status,
-	0::oid AS database,
+	0::pg_catalog.oid AS database,
 	0::bigint AS endpoint,
-	now() AS created,
+	pg_catalog.now() AS created,
 	0::bigint AS record,
 	0::bigint AS context,
 	0::bigint AS sequence,
@@ -490,11 +490,11 @@ AS SELECT
 	0::int AS contexts,
 	0::int AS exposures,
 	0::int AS goals,
-	''::bytea AS application,
-	''::bytea AS application_version,
-	''::bytea AS environment,
-	''::text AS note,
-	''::bytea AS payload
+	''::pg_catalog.bytea AS application,
+	''::pg_catalog.bytea AS application_version,
+	''::pg_catalog.bytea AS environment,
+	''::pg_catalog.text AS note,
+	''::pg_catalog.bytea AS payload
 WHERE @extschema@.absmartly_outbox_guard();
 ALTER MATERIALIZED VIEW absmartly_outbox_a
 	ALTER COLUMN application SET STORAGE PLAIN,
@@ -514,9 +514,9 @@ USING heap
 WITH (fillfactor = 100, autovacuum_enabled = off)
 AS SELECT
 	0::int AS status,
-	0::oid AS database,
+	0::pg_catalog.oid AS database,
 	0::bigint AS endpoint,
-	now() AS created,
+	pg_catalog.now() AS created,
 	0::bigint AS record,
 	0::bigint AS context,
 	0::bigint AS sequence,
@@ -525,11 +525,11 @@ AS SELECT
 	0::int AS contexts,
 	0::int AS exposures,
 	0::int AS goals,
-	''::bytea AS application,
-	''::bytea AS application_version,
-	''::bytea AS environment,
-	''::text AS note,
-	''::bytea AS payload
+	''::pg_catalog.bytea AS application,
+	''::pg_catalog.bytea AS application_version,
+	''::pg_catalog.bytea AS environment,
+	''::pg_catalog.text AS note,
+	''::pg_catalog.bytea AS payload
 WHERE @extschema@.absmartly_outbox_guard();
 ALTER MATERIALIZED VIEW absmartly_outbox_b
 	ALTER COLUMN application SET STORAGE PLAIN,
@@ -549,9 +549,9 @@ USING heap
 WITH (fillfactor = 100, autovacuum_enabled = off)
 AS SELECT
 	0::int AS status,
-	0::oid AS database,
+	0::pg_catalog.oid AS database,
 	0::bigint AS endpoint,
-	now() AS created,
+	pg_catalog.now() AS created,
 	0::bigint AS record,
 	0::bigint AS context,
 	0::bigint AS sequence,
@@ -560,11 +560,11 @@ AS SELECT
 	0::int AS contexts,
 	0::int AS exposures,
 	0::int AS goals,
-	''::bytea AS application,
-	''::bytea AS application_version,
-	''::bytea AS environment,
-	''::text AS note,
-	''::bytea AS payload
+	''::pg_catalog.bytea AS application,
+	''::pg_catalog.bytea AS application_version,
+	''::pg_catalog.bytea AS environment,
+	''::pg_catalog.text AS note,
+	''::pg_catalog.bytea AS payload
 WHERE @extschema@.absmartly_outbox_guard();
 ALTER MATERIALIZED VIEW absmartly_outbox_parked
 	ALTER COLUMN application SET STORAGE PLAIN,
@@ -609,7 +609,6 @@ LANGUAGE C STABLE STRICT PARALLEL SAFE COST 1000 ROWS 100;
 
 COMMENT ON FUNCTION absmartly_decode_events(bytea) IS
 'events of a payload of the outbox, a row each';
-REVOKE ALL ON FUNCTION absmartly_decode_events(bytea) FROM PUBLIC;
 
 CREATE FUNCTION absmartly_outbox_memory(
 	OUT record bigint,
@@ -623,54 +622,73 @@ CREATE FUNCTION absmartly_outbox_memory(
 	OUT application bytea,
 	OUT application_version bytea,
 	OUT environment bytea,
+	OUT bytes int,
 	OUT payload bytea)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'absmartly_outbox_memory'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 100;
 COMMENT ON FUNCTION absmartly_outbox_memory() IS
-'records that wait in the memory queue';
-REVOKE ALL ON FUNCTION absmartly_outbox_memory() FROM PUBLIC;
+'records that wait in the memory queue, for who may read the views that show them';
 
 -- A record is one or more rows, its chunks.  While the worker marks them one by
 -- one, and they are seen neither as waiting nor as done, the record is left out.
 
 CREATE VIEW absmartly_outbox AS
-	SELECT place,
-		CASE status
-			WHEN 0 THEN 'waiting'
-			WHEN 7 THEN 'waiting'
-			WHEN 6 THEN 'held'
-			WHEN 2 THEN 'foreign'
-			WHEN 3 THEN 'dead'
-			WHEN 4 THEN 'unreadable'
+	SELECT chunk.place,
+		CASE
+			WHEN chunk.status OPERATOR(pg_catalog.=) 2 THEN 'foreign'::pg_catalog.text
+			WHEN chunk.status OPERATOR(pg_catalog.=) 3 THEN 'dead'::pg_catalog.text
+			WHEN chunk.status OPERATOR(pg_catalog.=) 4 THEN 'unreadable'::pg_catalog.text
+			WHEN chunk.status OPERATOR(pg_catalog.=) 6 THEN 'held'::pg_catalog.text
+			ELSE 'waiting'::pg_catalog.text
 		END AS status,
-		record, created, database,
-		pg_catalog.lpad(pg_catalog.to_hex(nullif(context, 0)), 16, '0')
-			AS context_id,
-		max(contexts) AS contexts,
-		max(exposures) AS exposures,
-		max(goals) AS goals,
-		pg_catalog.convert_from(application, 'UTF8') AS application,
-		pg_catalog.convert_from(application_version, 'UTF8')
-			AS application_version,
-		pg_catalog.convert_from(environment, 'UTF8') AS environment,
-		sum(octet_length(payload)) AS bytes,
-		max(note) AS note
+		chunk.record, chunk.created, chunk.database,
+		CASE WHEN chunk.context OPERATOR(pg_catalog.<>) 0::pg_catalog.int8 THEN
+			pg_catalog.lpad(pg_catalog.to_hex(chunk.context), 16,
+				'0'::pg_catalog.text)
+		END AS context_id,
+		pg_catalog.max(chunk.contexts) AS contexts,
+		pg_catalog.max(chunk.exposures) AS exposures,
+		pg_catalog.max(chunk.goals) AS goals,
+		pg_catalog.convert_from(chunk.application, 'UTF8'::pg_catalog.name)
+			AS application,
+		pg_catalog.convert_from(chunk.application_version,
+			'UTF8'::pg_catalog.name) AS application_version,
+		pg_catalog.convert_from(chunk.environment, 'UTF8'::pg_catalog.name)
+			AS environment,
+		pg_catalog.sum(chunk.bytes) AS bytes,
+		pg_catalog.max(chunk.note) AS note
 	FROM (
-		SELECT 'a' AS place, * FROM @extschema@.absmartly_outbox_a
+		SELECT 'a'::pg_catalog.text AS place, status, record, created, database,
+			context, chunks, contexts, exposures, goals, application,
+			application_version, environment,
+			pg_catalog.octet_length(payload) AS bytes, note
+		FROM @extschema@.absmartly_outbox_a
 		UNION ALL
-		SELECT 'b', * FROM @extschema@.absmartly_outbox_b
+		SELECT 'b'::pg_catalog.text, status, record, created, database,
+			context, chunks, contexts, exposures, goals, application,
+			application_version, environment,
+			pg_catalog.octet_length(payload), note
+		FROM @extschema@.absmartly_outbox_b
 		UNION ALL
-		SELECT 'parked', * FROM @extschema@.absmartly_outbox_parked
+		SELECT 'parked'::pg_catalog.text, status, record, created, database,
+			context, chunks, contexts, exposures, goals, application,
+			application_version, environment,
+			pg_catalog.octet_length(payload), note
+		FROM @extschema@.absmartly_outbox_parked
 		UNION ALL
-		SELECT 'memory', 0, database, 0, created, record, context, sequence,
-			0, 1, contexts, exposures, goals, application, application_version,
-			environment, '', payload
+		SELECT 'memory'::pg_catalog.text, 0, record, created, database,
+			context, 1, contexts, exposures, goals, application,
+			application_version, environment,
+			bytes, ''::pg_catalog.text
 		FROM @extschema@.absmartly_outbox_memory()) AS chunk
-	WHERE status IN (0, 2, 3, 4, 6, 7)
-	GROUP BY place, status, record, created, database, context,
-		application, application_version, environment
-	HAVING count(*) = max(chunks);
+	WHERE chunk.status OPERATOR(pg_catalog.=) ANY
+		('{0,2,3,4,6,7}'::pg_catalog.int4[])
+	GROUP BY chunk.place, chunk.status, chunk.record, chunk.created,
+		chunk.database, chunk.context, chunk.application,
+		chunk.application_version, chunk.environment
+	HAVING pg_catalog.count(*) OPERATOR(pg_catalog.=)
+		pg_catalog.max(chunk.chunks);
 
 COMMENT ON VIEW absmartly_outbox IS
 'records that wait in the outbox or are kept there, a row each';
@@ -698,8 +716,10 @@ REVOKE ALL ON absmartly_outbox FROM PUBLIC;
 
 CREATE VIEW absmartly_pending_events AS
 	SELECT waiting.place, waiting.record, waiting.created,
-		pg_catalog.lpad(pg_catalog.to_hex(nullif(waiting.context, 0)), 16, '0')
-			AS context_id,
+		CASE WHEN waiting.context OPERATOR(pg_catalog.<>) 0::pg_catalog.int8 THEN
+			pg_catalog.lpad(pg_catalog.to_hex(waiting.context), 16,
+				'0'::pg_catalog.text)
+		END AS context_id,
 		event.context, event.kind, event.event_time,
 		event.unit_types, event.units,
 		event.experiment, event.experiment_id, event.unit_type, event.variant,
@@ -708,20 +728,28 @@ CREATE VIEW absmartly_pending_events AS
 		event.held_out, event.holdout_id,
 		event.goal, event.properties, event.attributes, event.historic
 	FROM (
-		SELECT place, record, created, context,
-			string_agg(payload, '' ORDER BY chunk) AS payload
+		SELECT chunk.place, chunk.record, chunk.created, chunk.context,
+			pg_catalog.string_agg(chunk.payload, ''::pg_catalog.bytea
+				ORDER BY chunk.chunk) AS payload
 		FROM (
-			SELECT 'a' AS place, * FROM @extschema@.absmartly_outbox_a
+			SELECT 'a'::pg_catalog.text AS place, status, record, created,
+				context, chunk, chunks, payload
+			FROM @extschema@.absmartly_outbox_a
 			UNION ALL
-			SELECT 'b', * FROM @extschema@.absmartly_outbox_b
+			SELECT 'b'::pg_catalog.text, status, record, created,
+				context, chunk, chunks, payload
+			FROM @extschema@.absmartly_outbox_b
 			UNION ALL
-			SELECT 'parked', * FROM @extschema@.absmartly_outbox_parked)
-			AS chunk
-		WHERE status IN (0, 6, 7)
-		GROUP BY place, record, created, context
-		HAVING count(*) = max(chunks)
+			SELECT 'parked'::pg_catalog.text, status, record, created,
+				context, chunk, chunks, payload
+			FROM @extschema@.absmartly_outbox_parked) AS chunk
+		WHERE chunk.status OPERATOR(pg_catalog.=) ANY
+			('{0,6,7}'::pg_catalog.int4[])
+		GROUP BY chunk.place, chunk.record, chunk.created, chunk.context
+		HAVING pg_catalog.count(*) OPERATOR(pg_catalog.=)
+			pg_catalog.max(chunk.chunks)
 		UNION ALL
-		SELECT 'memory', record, created, context, payload
+		SELECT 'memory'::pg_catalog.text, record, created, context, payload
 		FROM @extschema@.absmartly_outbox_memory()) AS waiting,
 		LATERAL @extschema@.absmartly_decode_events(waiting.payload) AS event;
 
@@ -755,12 +783,14 @@ CREATE VIEW absmartly_dead_letters AS
 		event.held_out, event.holdout_id,
 		event.goal, event.properties, event.attributes, event.historic
 	FROM (
-		SELECT record, created, max(note) AS note,
-			string_agg(payload, '' ORDER BY chunk) AS payload
+		SELECT record, created, pg_catalog.max(note) AS note,
+			pg_catalog.string_agg(payload, ''::pg_catalog.bytea ORDER BY chunk)
+				AS payload
 		FROM @extschema@.absmartly_outbox_parked
-		WHERE status = 3
+		WHERE status OPERATOR(pg_catalog.=) 3
 		GROUP BY record, created
-		HAVING count(*) = max(chunks)) AS dead,
+		HAVING pg_catalog.count(*) OPERATOR(pg_catalog.=)
+			pg_catalog.max(chunks)) AS dead,
 		LATERAL @extschema@.absmartly_decode_events(dead.payload) AS event;
 
 COMMENT ON VIEW absmartly_dead_letters IS
@@ -897,11 +927,9 @@ CREATE FUNCTION absmartly_stat_get(
 RETURNS SETOF record
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
 COMMENT ON FUNCTION absmartly_stat_get() IS
-'the row of the view absmartly_stat';
-REVOKE ALL ON FUNCTION absmartly_stat_get() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION absmartly_stat_get() TO pg_monitor;
+'the row of the view absmartly_stat, for who may read that';
 
-CREATE VIEW absmartly_stat AS SELECT * FROM absmartly_stat_get();
+CREATE VIEW absmartly_stat AS SELECT * FROM @extschema@.absmartly_stat_get();
 COMMENT ON VIEW absmartly_stat IS
 'what absmartly does in this database: one row';
 COMMENT ON COLUMN absmartly_stat.mode IS

@@ -24,6 +24,7 @@
 #include "events/outbox.h"
 #include "events/queue.h"
 #include "settings.h"
+#include "sql/granted.h"
 #include "sql/text.h"
 #include "sql/wait.h"
 
@@ -394,7 +395,8 @@ stat_add_events(StatRow *row, DatabaseState *state)
 }
 
 /*
- * absmartly_stat_get() -> one row; the view absmartly_stat names its columns
+ * absmartly_stat_get() -> one row; the view absmartly_stat names its columns.
+ * 42501 for who may not read that.
  */
 Datum
 absmartly_stat_get(PG_FUNCTION_ARGS)
@@ -407,6 +409,8 @@ absmartly_stat_get(PG_FUNCTION_ARGS)
 	StatRow row = {.count = 0};
 	DataInfo info;
 
+	if (!granted_view(fcinfo, "absmartly_stat"))
+		granted_refuse(fcinfo, "absmartly_stat");
 	if (state != NULL)
 	{
 		LWLockAcquire(&state->lock, LW_SHARED);

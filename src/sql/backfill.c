@@ -68,6 +68,7 @@ typedef struct Backfill
 	const char *function; /* that makes an event */
 	const char *event_word; /* argument that names the goal or experiment */
 	const char *time_word; /* argument that names the column of times */
+	bool goals; /* or exposures */
 	Oid source;
 	char *key; /* as given; then the column's name */
 	char *event;
@@ -366,68 +367,97 @@ append_units(StringInfo query, const Backfill *backfill, Relation relation)
 static void
 append_properties(StringInfo query, const Backfill *backfill, Relation relation)
 {
-	const char *at = skip_blanks(backfill->properties);
+	const char *at =
+		backfill->properties != NULL ? skip_blanks(backfill->properties) : "";
 	List *pairs;
 
 	if (*at == '*' && *skip_blanks(at + 1) == '\0')
 	{
-		appendStringInfoString(query, ", properties => pg_catalog.to_jsonb(" ROW
-									  ".*)");
+		appendStringInfoString(query, "pg_catalog.to_jsonb(" ROW ".*)");
 		return;
 	}
-	pairs = parse_pairs(backfill, "properties", backfill->properties);
+	pairs = parse_pairs(backfill, "properties", at);
 	if (pairs == NIL)
-		return;
-	appendStringInfoString(query, ", properties => ");
-	append_object(query, backfill, relation, "properties", pairs, false);
+		appendStringInfoString(query, "NULL::pg_catalog.jsonb");
+	else
+		append_object(query, backfill, relation, "properties", pairs, false);
 }
 
-/* Appends the call that makes an event of a row. */
+static void
+append_time(StringInfo query, const Backfill *backfill, Relation relation)
+{
+	Form_pg_attribute column;
+
+	if (backfill->time == NULL)
+	{
+		appendStringInfoString(query, "NULL::pg_catalog.timestamptz");
+		return;
+	}
+	column =
+		find_column(backfill, relation, backfill->time_word,
+					parse_column(backfill, backfill->time_word, backfill->time));
+	switch (column_kind(column->atttypid))
+	{
+		case COLUMN_DATE:
+		case COLUMN_TIMESTAMP:
+		case COLUMN_TIMESTAMPTZ:
+			break;
+		default:
+			report_wrong_type(backfill, relation, column, backfill->time_word,
+							  "timestamp with time zone, timestamp or date");
+	}
+	append_column(query, column);
+	appendStringInfoString(query, "::pg_catalog.timestamptz");
+}
+
+static void
+append_attributes(StringInfo query, const Backfill *backfill, Relation relation)
+{
+	Form_pg_attribute column;
+
+	if (backfill->attributes == NULL)
+	{
+		appendStringInfoString(query, "NULL::pg_catalog.jsonb");
+		return;
+	}
+	column = find_column(
+		backfill, relation, "attributes",
+		parse_column(backfill, "attributes", backfill->attributes));
+	if (column_kind(column->atttypid) != COLUMN_JSONB)
+		report_wrong_type(backfill, relation, column, "attributes", "jsonb");
+	append_column(query, column);
+	appendStringInfoString(query, "::pg_catalog.jsonb");
+}
+
+/*
+ * Appends the call that makes an event of a row.  It has every argument, in its
+ * place and of its very type, so that no other function of that name fits as
+ * well.
+ */
 static void
 append_call(StringInfo query, const Backfill *backfill, Relation relation)
 {
-	appendStringInfo(query, "%s.%s(units => ",
+	appendStringInfo(query, "%s.%s(",
 					 quote_identifier(backfill->extension_schema),
 					 backfill->function);
 	append_units(query, backfill, relation);
-	appendStringInfo(query, ", %s => %s::pg_catalog.text", backfill->event_word,
+	appendStringInfo(query, ", %s::pg_catalog.text, ",
 					 quote_literal_cstr(backfill->event));
-	if (backfill->properties != NULL)
+	if (backfill->goals)
+	{
 		append_properties(query, backfill, relation);
-	if (backfill->time != NULL)
-	{
-		Form_pg_attribute column = find_column(
-			backfill, relation, backfill->time_word,
-			parse_column(backfill, backfill->time_word, backfill->time));
-
-		switch (column_kind(column->atttypid))
-		{
-			case COLUMN_DATE:
-			case COLUMN_TIMESTAMP:
-			case COLUMN_TIMESTAMPTZ:
-				break;
-			default:
-				report_wrong_type(
-					backfill, relation, column, backfill->time_word,
-					"timestamp with time zone, timestamp or date");
-		}
-		appendStringInfo(query, ", %s => ", backfill->time_word);
-		append_column(query, column);
-		appendStringInfoString(query, "::pg_catalog.timestamptz");
+		appendStringInfoString(query, ", ");
+		append_time(query, backfill, relation);
+		appendStringInfoString(query, ", ");
+		append_attributes(query, backfill, relation);
 	}
-	if (backfill->attributes != NULL)
+	else
 	{
-		Form_pg_attribute column = find_column(
-			backfill, relation, "attributes",
-			parse_column(backfill, "attributes", backfill->attributes));
-
-		if (column_kind(column->atttypid) != COLUMN_JSONB)
-			report_wrong_type(backfill, relation, column, "attributes",
-							  "jsonb");
-		appendStringInfoString(query, ", attributes => ");
-		append_column(query, column);
+		append_attributes(query, backfill, relation);
+		appendStringInfoString(query, ", NULL::pg_catalog.int4, ");
+		append_time(query, backfill, relation);
 	}
-	appendStringInfoString(query, ", historic => true)");
+	appendStringInfoString(query, ", true)");
 }
 
 /* The condition that a key is greater than the parameter. */
@@ -472,7 +502,8 @@ key_to_text(Form_pg_attribute key, const char *quoted_key)
 		case COLUMN_TIMESTAMP:
 		case COLUMN_TIMESTAMPTZ:
 			return psprintf("pg_catalog.to_jsonb(" ROW
-							".%s) OPERATOR(pg_catalog.#>>) '{}'",
+							".%s) OPERATOR(pg_catalog.#>>) "
+							"'{}'::pg_catalog.text[]",
 							quoted_key);
 		default:
 			return psprintf(ROW ".%s::pg_catalog.text", quoted_key);
@@ -979,7 +1010,8 @@ absmartly_backfill_goals(PG_FUNCTION_ARGS)
 	Backfill backfill = {.procedure = "absmartly_backfill_goals",
 						 .function = "absmartly_track",
 						 .event_word = "goal",
-						 .time_word = "achieved_at"};
+						 .time_word = "achieved_at",
+						 .goals = true};
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	read_arguments(fcinfo, &backfill, 5);

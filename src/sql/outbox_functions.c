@@ -14,8 +14,9 @@
 #include "compat.h"
 #include "events/outbox.h"
 #include "events/queue.h"
+#include "sql/granted.h"
 
-#define MEMORY_COLUMNS 12
+#define MEMORY_COLUMNS 13
 
 PG_FUNCTION_INFO_V1(absmartly_outbox_guard);
 
@@ -52,16 +53,22 @@ PG_FUNCTION_INFO_V1(absmartly_outbox_memory);
  * absmartly_outbox_memory() -> table
  *
  * What waits in this database's memory queue: for the views, in which it
- * stands beside what is in the heaps.
+ * stands beside what is in the heaps.  The payload is for who may read the view
+ * of events, and null for who may read the one of records only; 42501 for all
+ * others.
  */
 Datum
 absmartly_outbox_memory(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	DatabaseState *state = shared_my_database();
-	List *records = state ? queue_list(state) : NIL;
+	bool events = granted_view(fcinfo, "absmartly_pending_events");
+	List *records;
 	ListCell *cell;
 
+	if (!events && !granted_view(fcinfo, "absmartly_outbox"))
+		granted_refuse(fcinfo, "absmartly_outbox");
+	records = state ? queue_list(state) : NIL;
 	InitMaterializedSRF(fcinfo, 0);
 	foreach (cell, records)
 	{
@@ -87,7 +94,11 @@ absmartly_outbox_memory(PG_FUNCTION_ARGS)
 									  strlen(origin->application_version));
 		values[column++] =
 			make_bytea(origin->environment, strlen(origin->environment));
-		values[column++] = make_bytea(payload->data, payload->length);
+		values[column++] = Int32GetDatum((int32) payload->length);
+		if (events)
+			values[column] = make_bytea(payload->data, payload->length);
+		else
+			nulls[column] = true;
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}
 	return (Datum) 0;

@@ -19,6 +19,7 @@
 #include "engine/assign.h"
 #include "engine/hash.h"
 #include "events/encoding.h"
+#include "sql/granted.h"
 #include "sql/text.h"
 #include "worker/render.h"
 
@@ -186,13 +187,26 @@ set_goal(Row *row, const EventGoal *goal)
 		set(row, COLUMN_PROPERTIES, json_value(goal->properties));
 }
 
+/* Looks once a query whether its reader may see events. */
+static void
+require_reader(FunctionCallInfo fcinfo)
+{
+	if (fcinfo->flinfo->fn_extra != NULL)
+		return;
+	if (!granted_view(fcinfo, "absmartly_pending_events") &&
+		!granted_view(fcinfo, "absmartly_dead_letters"))
+		granted_refuse(fcinfo, "absmartly_pending_events");
+	fcinfo->flinfo->fn_extra = fcinfo->flinfo;
+}
+
 PG_FUNCTION_INFO_V1(absmartly_decode_events);
 
 /*
  * absmartly_decode_events(bytea) -> setof record; strict
  *
  * A payload's events in their order.  Raises XX001 if it is malformed, 0A000
- * if it is of another version.
+ * if it is of another version, 42501 for who may read neither of the views of
+ * events.
  */
 Datum
 absmartly_decode_events(PG_FUNCTION_ARGS)
@@ -209,6 +223,7 @@ absmartly_decode_events(PG_FUNCTION_ARGS)
 	EventKind kind;
 	Row row;
 
+	require_reader(fcinfo);
 	InitMaterializedSRF(fcinfo, 0);
 	if (length == 0)
 		raise_malformed("It is empty.");
