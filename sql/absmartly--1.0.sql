@@ -461,7 +461,7 @@ REVOKE ALL ON FUNCTION absmartly_shared_data() FROM PUBLIC;
 -- no publication has them, not even one of all tables, so that a subscriber
 -- needs nothing of ours; no INSERT, UPDATE, DELETE or TRUNCATE touches them; and
 -- they take no part in serialization conflicts.  A REFRESH, which would empty
--- them, is refused by the guard.
+-- them, does nothing: src/events/guard.c tells how.
 --
 -- What a materialized view is made of is toastable, so each is made with a TOAST
 -- table.  CLUSTER makes its file anew when its columns are not toastable any
@@ -473,6 +473,27 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION absmartly_outbox_guard() IS
 'keeps the outbox from being refreshed, which would empty it';
 REVOKE ALL ON FUNCTION absmartly_outbox_guard() FROM PUBLIC;
+
+-- Sessions without the library load it for a REFRESH, which then is of this one.
+CREATE MATERIALIZED VIEW absmartly_outbox_nothing AS SELECT WHERE false
+WITH NO DATA;
+COMMENT ON MATERIALIZED VIEW absmartly_outbox_nothing IS
+'what is refreshed in place of the outbox';
+REVOKE ALL ON absmartly_outbox_nothing FROM PUBLIC;
+
+CREATE FUNCTION absmartly_outbox_keep() RETURNS event_trigger
+AS 'MODULE_PATHNAME', 'absmartly_outbox_keep'
+LANGUAGE C;
+COMMENT ON FUNCTION absmartly_outbox_keep() IS
+'has a REFRESH of the outbox do nothing';
+REVOKE ALL ON FUNCTION absmartly_outbox_keep() FROM PUBLIC;
+
+CREATE EVENT TRIGGER absmartly_outbox_keep ON ddl_command_start
+	WHEN TAG IN ('REFRESH MATERIALIZED VIEW')
+	EXECUTE FUNCTION @extschema@.absmartly_outbox_keep();
+ALTER EVENT TRIGGER absmartly_outbox_keep ENABLE ALWAYS;
+COMMENT ON EVENT TRIGGER absmartly_outbox_keep IS
+'keeps the events that wait in the outbox, in sessions that have not loaded the library';
 
 CREATE MATERIALIZED VIEW absmartly_outbox_a
 USING heap

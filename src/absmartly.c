@@ -10,6 +10,7 @@
 #include "context/context.h"
 #include "data/shared.h"
 #include "data/version.h"
+#include "events/guard.h"
 #include "settings.h"
 #include "transaction.h"
 #include "worker/ddl.h"
@@ -31,6 +32,7 @@ _PG_init(void)
 	version_install();
 	transaction_install();
 	context_install();
+	guard_install();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

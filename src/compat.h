@@ -10,6 +10,7 @@
 #include "postgres.h"
 
 #include "access/parallel.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "funcapi.h"
 #include "storage/latch.h"
@@ -68,6 +69,17 @@
 	object_ownercheck(DatabaseRelationId, database, role)
 #else
 #define owns_database(database, role) pg_database_ownercheck(database, role)
+#endif
+
+/* Whether a role may REFRESH a materialized view. */
+#if PG_VERSION_NUM >= 170000
+#define compat_may_refresh(relation, role) \
+	(pg_class_aclcheck(relation, role, ACL_MAINTAIN) == ACLCHECK_OK)
+#elif PG_VERSION_NUM >= 160000
+#define compat_may_refresh(relation, role) \
+	object_ownercheck(RelationRelationId, relation, role)
+#else
+#define compat_may_refresh(relation, role) pg_class_ownercheck(relation, role)
 #endif
 
 #if PG_VERSION_NUM >= 160000

@@ -105,6 +105,18 @@ heaps_find(void)
 	return true;
 }
 
+bool
+heaps_belongs(Oid relation)
+{
+	Oid extension;
+
+	if (get_rel_relkind(relation) != RELKIND_MATVIEW)
+		return false;
+	extension = getExtensionOfObject(RelationRelationId, relation);
+	return OidIsValid(extension) &&
+		   extension == get_extension_oid("absmartly", true);
+}
+
 Relation
 heaps_open(int place, LOCKMODE mode, bool wait)
 {
@@ -195,6 +207,37 @@ insert_row(Relation relation, const HeapRow *row,
 	pfree(payload);
 }
 
+/*
+ * Rows go past the executor, so what it would do for them must not be needed:
+ * an index would miss them, and CLUSTER by it lose them; a text that is not
+ * plain could be compressed, and not be read.
+ */
+static void
+require_shape(Relation relation)
+{
+	TupleDesc columns = RelationGetDescr(relation);
+	const char *problem = NULL;
+	List *indexes = NIL;
+
+	if (relation->rd_rel->relhasindex)
+		indexes = RelationGetIndexList(relation);
+	if (indexes != NIL)
+		problem = "It has an index, which does not know its rows.";
+	if (columns->natts != COLUMNS)
+		problem = "It has other columns.";
+	for (int i = 0; problem == NULL && i < COLUMNS; i++)
+		if (TupleDescAttr(columns, i)->attstorage != TYPSTORAGE_PLAIN)
+			problem = "Its columns are not all of storage PLAIN.";
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("events cannot be written to \"%s\"",
+						RelationGetRelationName(relation)),
+				 errdetail_internal("%s", problem),
+				 errhint("It must be as the extension has made it.")));
+	list_free(indexes);
+}
+
 void
 heaps_insert(Relation relation, const HeapRecord *record, HeapInserted inserted,
 			 void *argument)
@@ -206,6 +249,7 @@ heaps_insert(Relation relation, const HeapRecord *record, HeapInserted inserted,
 	uint32 room;
 	uint32 at = 0;
 
+	require_shape(relation);
 	texts[HEAP_APPLICATION] =
 		make_varlena(origin->application, strlen(origin->application));
 	texts[HEAP_APPLICATION_VERSION] = make_varlena(

@@ -74,6 +74,9 @@ typedef struct HeapRecord
  */
 extern bool heaps_find(void);
 
+/* Whether a relation is one that only CREATE and DROP EXTENSION may touch. */
+extern bool heaps_belongs(Oid relation);
+
 /*
  * Opens a heap, after heaps_find().  The lock is waited for only if wait says
  * so.  NULL if it can't be locked now, or is gone.

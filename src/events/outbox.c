@@ -13,6 +13,7 @@
 #include "access/relation.h"
 #include "access/tableam.h"
 #include "commands/dbcommands.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "utils/snapmgr.h"
@@ -49,7 +50,10 @@ outbox_require(void)
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("the extension absmartly has no outbox in database \"%s\"",
 					get_database_name(MyDatabaseId)),
-			 errhint("Run CREATE EXTENSION absmartly.")));
+			 OidIsValid(get_extension_oid("absmartly", true))
+				 ? errhint("Its materialized views must have their names and "
+						   "schema, and belong to the extension.")
+				 : errhint("Run CREATE EXTENSION absmartly.")));
 }
 
 uint64
@@ -98,7 +102,12 @@ outbox_write_begin(void)
 	int active = 0;
 
 	if (!heaps_find())
+	{
+		/* with the extension its events go; otherwise none must be lost */
+		if (OidIsValid(get_extension_oid("absmartly", true)))
+			outbox_require();
 		return NULL;
+	}
 	memset(&writer, 0, sizeof(writer));
 	if (state != NULL)
 		active = (int) pg_atomic_read_u32(&state->outbox_active);

@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "commands/event_trigger.h"
 #include "commands/extension.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -12,6 +13,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "events/guard.h"
 #include "events/outbox.h"
 #include "events/queue.h"
 #include "sql/granted.h"
@@ -23,18 +25,36 @@ PG_FUNCTION_INFO_V1(absmartly_outbox_guard);
 /*
  * absmartly_outbox_guard() -> boolean
  *
- * False, so that the heaps are made empty; 0A000 for a REFRESH of them.
+ * False, so that the heaps are made empty; 0A000 for a REFRESH that nothing
+ * else has kept from them: where event triggers are off.
  */
 Datum
 absmartly_outbox_guard(PG_FUNCTION_ARGS)
 {
 	if (!creating_extension && !IsBinaryUpgrade)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("the outbox of absmartly cannot be refreshed"),
-				 errdetail("It holds events that wait to be sent."),
-				 errhint("absmartly_discard() drops what is parked in it.")));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("the outbox of absmartly cannot be refreshed"),
+						errdetail("It holds events that wait to be sent.")));
 	PG_RETURN_BOOL(false);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_outbox_keep);
+
+/*
+ * absmartly_outbox_keep() -> event_trigger
+ *
+ * Keeps a REFRESH from the heaps in a process that had not loaded the library.
+ */
+Datum
+absmartly_outbox_keep(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("%s() was not called by an event trigger",
+						"absmartly_outbox_keep")));
+	guard_command(((EventTriggerData *) fcinfo->context)->parsetree);
+	PG_RETURN_NULL();
 }
 
 static Datum
