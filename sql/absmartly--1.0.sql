@@ -1055,6 +1055,8 @@ COMMENT ON COLUMN absmartly_stat.stat_reset_at IS
 'when the counters were last set to zero';
 REVOKE ALL ON absmartly_stat FROM PUBLIC;
 GRANT SELECT ON absmartly_stat TO pg_monitor;
+-- for when it is taken from PUBLIC
+GRANT EXECUTE ON FUNCTION absmartly_stat_get() TO pg_monitor;
 
 CREATE FUNCTION absmartly_stat_reset() RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;

@@ -5,6 +5,8 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
+use FindBin;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $collector = start_collector(data => experiments(experiment('exp', fullOnVariant => 1)));
@@ -62,6 +64,114 @@ SELECT c.oid::regclass FROM pg_class c JOIN pg_depend d ON d.objid = c.oid AND d
 JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'absmartly'
 WHERE obj_description(c.oid, 'pg_class') IS NULL AND c.relkind IN ('r', 'v')
 EOT
+
+# A GRANT on a view suffices, and is needed: for those who look after delivery.
+$node->safe_psql('postgres', 'CREATE ROLE looker; CREATE ROLE counter; CREATE ROLE by_column');
+my %views = (
+	absmartly_stat           => 'SELECT mode FROM absmartly_stat',
+	absmartly_outbox         => 'SELECT count(*) FROM absmartly_outbox',
+	absmartly_pending_events => 'SELECT count(*) FROM absmartly_pending_events',
+	absmartly_dead_letters   => 'SELECT count(*) FROM absmartly_dead_letters');
+configure($node, 'absmartly.publishing = off');
+$node->safe_psql('postgres', q{SELECT absmartly_track('{"user_id": 1}', 'g')});
+my $session = $node->background_psql('postgres');    # what is in memory stays there while its context holds it
+$session->query_safe(<<'EOT');
+SELECT absmartly_context_create('{"user_id": 1}', options => '{"publish_delay": -1}'); SELECT absmartly_context_treatment('exp')
+EOT
+for my $view (sort keys %views)
+{
+	like(as('looker', $views{$view}), qr/permission denied for view $view/, "without a grant $view is not read");
+	$node->safe_psql('postgres', "GRANT SELECT ON $view TO looker");
+	unlike(as('looker', $views{$view}), qr/ERROR/, "with one it is");
+	unlike(as('looker', "TABLE $view"), qr/ERROR/, 'all of it');
+}
+like(as('looker', 'SELECT DISTINCT kind FROM absmartly_pending_events ORDER BY kind DESC'), qr/^goal/, 'events are seen');
+is(as('looker', 'SELECT count(*) FROM absmartly_outbox_memory() WHERE payload IS NULL'), '0', 'in memory, too');
+
+# who may see records but not events gets no events from the function
+$node->safe_psql('postgres', 'GRANT SELECT ON absmartly_outbox TO counter; GRANT SELECT (goals) ON absmartly_outbox TO by_column');
+unlike(as('counter', 'SELECT sum(bytes) FROM absmartly_outbox'), qr/ERROR/, 'records can be granted alone');
+is(as('counter', 'SELECT count(payload) FROM absmartly_outbox_memory()'), '0', 'without what is in them');
+unlike(as('by_column', 'SELECT sum(goals) FROM absmartly_outbox'), qr/ERROR/, 'and by column');
+like(as('counter', $views{absmartly_pending_events}), qr/permission denied for view/, 'events are another thing');
+like(as($_->[0], "SELECT count(*) FROM $_->[1]"), qr/permission denied for function/, "$_->[0] may not call $_->[1]")
+	for [ 'app', 'absmartly_outbox_memory()' ], [ 'app', q{absmartly_decode_events('')} ], [ 'counter', q{absmartly_decode_events('')} ],
+	[ 'looker', 'absmartly_shared_data()' ], [ 'app', 'absmartly_stat_get()' ];
+$session->quit;
+
+# functions
+for ([ 'absmartly_requeue(bigint)', 'absmartly_requeue()', '0' ], [ 'absmartly_discard(bigint)', 'absmartly_discard()', '0' ],
+	[ 'absmartly_stat_reset()', 'absmartly_stat_reset()', '' ], [ 'absmartly_refresh(interval)', 'absmartly_refresh() > 0', 't' ],
+	[ 'absmartly_shared_data()', '(SELECT count(*) FROM absmartly_shared_data())', '1' ])
+{
+	my ($function, $call, $result) = @$_;
+
+	like(as('looker', "SELECT $call"), qr/permission denied for function/, "$function is not for everybody");
+	$node->safe_psql('postgres', "GRANT EXECUTE ON FUNCTION $function TO looker");
+	is(as('looker', "SELECT $call"), $result, 'a grant is enough');
+}
+configure($node, 'absmartly.publishing = on');
+
+# The block of the reference for servers that strangers reach, as it stands there.
+my $reference = slurp_file("$FindBin::RealBin/../../doc/reference.md");
+my ($section) = $reference =~ /^### Shared and web-exposed servers\n(.*?)^## /ms;
+my @blocks = $section =~ /^```sql\n(.*?)^```/msg;
+is(scalar @blocks, 2, 'the reference has a block that takes, and one that gives');
+
+sub of_public
+{
+	my ($database) = @_;
+
+	return $node->safe_psql($database, <<'EOT');
+WITH member AS (
+	SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
+	WHERE e.extname = 'absmartly' AND d.deptype = 'e')
+SELECT objid::regprocedure::text FROM member WHERE classid = 'pg_proc'::regclass AND has_function_privilege('stranger', objid, 'EXECUTE')
+UNION ALL SELECT objid::regclass::text FROM member WHERE classid = 'pg_class'::regclass
+AND (has_table_privilege('stranger', objid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER')
+	OR has_any_column_privilege('stranger', objid, 'SELECT, INSERT, UPDATE, REFERENCES'))
+UNION ALL SELECT c.reltype::regtype::text FROM member JOIN pg_class c ON c.oid = objid AND classid = 'pg_class'::regclass
+WHERE has_type_privilege('stranger', c.reltype, 'USAGE')
+EOT
+}
+
+$node->safe_psql('postgres', 'CREATE DATABASE exposed; CREATE ROLE stranger; CREATE ROLE shop; CREATE ROLE on_call');
+create_extension($node, 'exposed');
+ok(wait_ready($node, 'exposed'), 'an exposed database');
+isnt(of_public('exposed'), '', 'PUBLIC has something');
+$node->safe_psql('exposed', $blocks[0]);
+is(of_public('exposed'), '', 'the block leaves it nothing');
+$node->safe_psql('exposed', $blocks[0]);
+is(of_public('exposed'), '', 'it can be run again');
+$node->safe_psql('exposed', <<'EOT');
+CREATE FUNCTION absmartly_later() RETURNS int LANGUAGE sql AS 'SELECT 1';
+CREATE TYPE absmartly_later_type AS ENUM ('x');
+ALTER EXTENSION absmartly ADD FUNCTION absmartly_later();
+ALTER EXTENSION absmartly ADD TYPE absmartly_later_type;
+EOT
+is(of_public('exposed'), '', 'what is added later is not its, either');
+is($node->safe_psql('exposed', q{SELECT has_type_privilege('stranger', 'absmartly_later_type', 'USAGE')}), 'f', 'nor are types');
+$node->safe_psql('exposed', $blocks[1]);
+is(of_public('exposed'), '', 'nor is what others are given');
+
+sub exposed_as
+{
+	my ($role, $query) = @_;
+	my ($status, $output, $error) = $node->psql('exposed', "SET ROLE $role; $query");
+
+	return $status == 0 ? $output : $error;
+}
+like(exposed_as('stranger', $_), qr/permission denied/, "a stranger may not: $_")
+	for q{SELECT absmartly_track('{"user_id": 1}', 'forged')}, q{SELECT absmartly_peek_treatment('{"user_id": 1}', 'exp')},
+	'TABLE absmartly_experiments', 'SELECT absmartly_context_create()', q{CALL absmartly_backfill_goals('pg_class', 'oid', 'g', 'u=oid')};
+is(exposed_as('shop', q{SELECT absmartly_treatment('{"user_id": 1}', 'exp'), absmartly_variable_value('{"user_id": 1}', 'colour', ''::text)}),
+	'1|red', 'the application assigns');
+is(exposed_as('shop', q{SELECT absmartly_track('{"user_id": 1}', 'sold')}), '', 'and tracks');
+like(exposed_as('shop', 'TABLE absmartly_outbox'), qr/permission denied/, 'and sees no outbox');
+unlike(exposed_as('on_call', "TABLE $_"), qr/ERROR/, "those on call read $_")
+	for qw(absmartly_experiments absmartly_stat absmartly_outbox absmartly_pending_events absmartly_dead_letters);
+is(exposed_as('on_call', 'SELECT absmartly_requeue(), absmartly_discard()'), '0|0', 'and requeue');
+is(exposed_as('dba', 'SELECT mode FROM absmartly_stat'), 'preloaded', 'pg_monitor keeps the statistics');
 
 # another schema, and a search path that leads elsewhere
 $node->safe_psql('postgres', 'CREATE DATABASE placed');
