@@ -12,12 +12,14 @@ use warnings;
 use AbsmartlyCollector;
 use Exporter qw(import);
 use JSON::PP ();
+use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(sleep time);
+use Time::HiRes qw(time);
 
 our @EXPORT = qw(
+    $PATIENCE
     await
     await_sql
     collector_settings
@@ -26,34 +28,34 @@ our @EXPORT = qw(
     experiment
     experiments
     fails_with
+    idle
     log_events
     log_of
     rss_anon
     seconds_of
+    set_for_worker
     start_collector
     start_node
     stat_of
+    stop_until_shutdown
+    takes_less
     wait_ready
     worker_pid
     write_key
 );
 
-# Waits are bounded by this many seconds; a test that needs no luck never gets near it.
-my $PATIENCE = $ENV{PG_TEST_TIMEOUT_DEFAULT} || 60;
+# Nothing is waited for longer than this many seconds, those of PG_TEST_TIMEOUT_DEFAULT. It is the only time-out: that of
+# waits of tests, of statements (absmartly_publish('... s')), of the collector and of servers that start and stop. No
+# test needs luck to stay below it; runs on slow servers raise it.
+our $PATIENCE = AbsmartlyCollector->patience;
+$ENV{PGCTLTIMEOUT} = $PATIENCE;
 
 # Waits until the code gives something true, and returns that; undef when the time is over.
 sub await
 {
-	my ($code, $seconds) = @_;
-	my $end = time + ($seconds // $PATIENCE);
+	my ($code) = @_;
 
-	while (1)
-	{
-		my $result = $code->();
-		return $result if $result;
-		return undef if time > $end;
-		sleep 0.02;
-	}
+	return AbsmartlyCollector->wait_until($code);
 }
 
 # Waits until a query gives the expected text (default: t). Says what it gave last if it does not.
@@ -69,8 +71,7 @@ sub await_sql
 			my ($status, $output, $error) = $node->psql($database, $query);
 			$last = $status ? $error : $output;
 			return $status == 0 && $output eq $expected;
-		},
-		$options{seconds});
+		});
 	diag("waited for \"$expected\" from: $query\nlast answer: $last") if !$met;
 	return $met;
 }
@@ -83,6 +84,27 @@ sub seconds_of
 
 	$code->();
 	return time - $start;
+}
+
+# Tests that something takes less than so many seconds. Other processes may be in its way, so it is tried up to ten
+# times, each time after its preparation, and the shortest counts: a wait that is in the code is there each time. More
+# patience than usual says that the server is slow, and makes the limit as much larger.
+sub takes_less
+{
+	my ($limit, $name, $code, $prepare) = @_;
+	my $least;
+
+	$limit *= $PATIENCE / 120 if $PATIENCE > 120;
+	for my $try (1 .. 10)
+	{
+		$prepare->() if $prepare;
+		my $seconds = seconds_of($code);
+		$least = $seconds if !defined $least || $seconds < $least;
+		last if $least < $limit;
+		note("$name: try $try took $seconds s");
+	}
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return cmp_ok($least, '<', $limit, $name);
 }
 
 sub start_collector
@@ -195,6 +217,42 @@ sub stat_of
 	my ($node, $column, $database) = @_;
 
 	return $node->safe_psql($database // 'postgres', "SELECT $column FROM absmartly_stat");
+}
+
+# Waits until the worker has nothing to do.
+sub idle
+{
+	my ($node, $database) = @_;
+
+	return await_sql($node, 'SELECT worker_state FROM absmartly_stat', 'idle', database => $database // 'postgres');
+}
+
+# Gives the database postgres a setting of its own (undef: takes it away), and waits for the worker that has it.
+sub set_for_worker
+{
+	my ($node, $setting, $value) = @_;
+	my $pid = worker_pid($node);
+
+	$node->safe_psql('postgres',
+		'ALTER DATABASE postgres ' . (defined $value ? "SET absmartly.$setting = '$value'" : "RESET absmartly.$setting"));
+	await(sub { stat_of($node, 'worker_pid') !~ /^(|$pid)$/ }) or die "the worker does not come back";
+	idle($node);
+	return;
+}
+
+# Stops a process of a server (SIGSTOP), and lets it go on when the server has been told to shut down: what it has left
+# undone until then is undone when that begins.
+sub stop_until_shutdown
+{
+	my ($node, $pid) = @_;
+	my $offset = -s $node->logfile;
+
+	kill 'STOP', $pid;
+	my $child = fork // die "fork: $!";
+	return if $child;
+	await(sub { substr(log_of($node), $offset) =~ /received (?:smart|fast) shutdown request/ });
+	kill 'CONT', $pid;
+	POSIX::_exit(0);    # nothing of what the test does at its end
 }
 
 # The process of a database's worker; waits until there is one.

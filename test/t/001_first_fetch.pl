@@ -56,11 +56,11 @@ isnt(worker_pid($node, 'two'), worker_pid($node), 'each has its own worker');
 
 # new data on request, in one database only
 $collector->set_data('/two/v1', experiments(experiment('exp_three')));
-$node->safe_psql('two', 'SELECT absmartly_refresh()');
+$node->safe_psql('two', "SELECT absmartly_refresh('$PATIENCE s')");
 is($node->safe_psql('two', 'SELECT name FROM absmartly_experiments'), 'exp_three', 'refresh brings new data');
 is(stat_of($node, 'generation'), '1', 'the other database is not concerned');
 my $generation = stat_of($node, 'generation', 'two');
-is($node->safe_psql('two', 'SELECT absmartly_refresh()'), $generation, 'unchanged data keeps its generation');
+is($node->safe_psql('two', "SELECT absmartly_refresh('$PATIENCE s')"), $generation, 'unchanged data keeps its generation');
 
 # new data by itself
 $node->safe_psql('postgres', 'ALTER DATABASE two SET absmartly.refresh_interval = 1');
@@ -110,7 +110,7 @@ for my $case (
 configure($node, "absmartly.api_key_file = ''\nabsmartly.api_key = '$key'");
 $collector->forget;
 ok(await(sub {
-	$node->psql('postgres', 'SELECT absmartly_refresh()');
+	$node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 	my @seen = $collector->requests(space => '/one/v1', last => 1);
 	return @seen && $seen[0]{key} eq 'accepted';
 }), 'a key from the configuration file is used after a reload');
@@ -120,7 +120,7 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM pg_settings WHERE name ~ '
 configure($node, "absmartly.api_key = 'wr\x{7f}ong-k3y'");
 configure($node, "absmartly.api_key = 'an0ther-k3y'");
 ok(await(sub {
-	my ($status, $output, $error) = $node->psql('postgres', 'SELECT absmartly_refresh()');
+	my ($status, $output, $error) = $node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 	return $status && $error =~ /status 401/;
 }), 'a refused key is an error of refresh');
 

@@ -12,8 +12,8 @@ use Test::More;
 my $collector = start_collector(space_data => { '/v1' => experiments(experiment('exp')) }, keys => ['good']);
 my $node = start_node('main', collector => $collector, start => 0, settings => <<EOT);
 absmartly.max_retries = 1
-absmartly.request_timeout = '1s'
-absmartly.connect_timeout = '500ms'
+absmartly.request_timeout = '1h'
+absmartly.connect_timeout = '1h'
 EOT
 $node->append_conf('postgresql.conf', "absmartly.api_key_file = '" . write_key($node, 'good') . "'\n");
 $node->start;
@@ -23,10 +23,12 @@ ok(wait_ready($node), 'ready');
 my $peek = q{SELECT absmartly_peek_treatment('{"user_id": 1}', 'exp')};
 my $variant = $node->safe_psql('postgres', $peek);
 
-# each fault makes a refresh fail with its reason, within bounded time; what was in force stays in force
+# Each fault makes a refresh fail with its reason, and what was in force stays in force. Only where a time-out is to be
+# seen is it short: elsewhere it is longer than a test may take, so that whoever waited for it would fail.
+my $short = 10 * int $PATIENCE;
 my @faults = (
-	{ name => 'slow beyond the limit', fault => { delay_ms => 3000, times => -1 }, error => qr/timed out/, retried => 1 },
-	{ name => 'hanging', fault => { hang => 1, times => -1 }, error => qr/timed out/, retried => 1 },
+	{ name => 'slow beyond the limit', fault => { delay_ms => 600_000, times => -1 }, error => qr/timed out after $short ms/, retried => 1, times_out => 1 },
+	{ name => 'hanging', fault => { hang => 1, times => -1 }, error => qr/timed out after $short ms/, retried => 1, times_out => 1 },
 	{ name => '401', fault => { status => 401, times => -1 }, error => qr/status 401/ },
 	{ name => '403', fault => { status => 403, times => -1 }, error => qr/status 403/ },
 	{ name => '404', fault => { status => 404, body => 'no such thing', times => -1 }, error => qr/status 404: "no such thing"/ },
@@ -43,99 +45,90 @@ my @faults = (
 	{ name => 'a connection cut in the middle', fault => { cut_after => 20, times => -1 }, error => qr/./, retried => 1 },
 	{ name => 'a connection reset', fault => { reset => 1, times => -1 }, error => qr/./, retried => 1 },
 	{ name => 'garbage instead of HTTP', fault => { garbage => 1, times => -1 }, error => qr/./ },
-	{ name => '100 MB', fault => { huge => 100_000_000, times => -1 }, error => qr/./, seconds => 20 },
-	{ name => '100 MB of unknown length', fault => { huge => 100_000_000, chunked => 1, times => -1 }, error => qr/./, seconds => 20 },
+	{ name => '100 MB', fault => { huge => 100_000_000, times => -1 }, error => qr/./ },
+	{ name => '100 MB of unknown length', fault => { huge => 100_000_000, chunked => 1, times => -1 }, error => qr/./ },
 	{ name => 'an error text with control characters and more than a screen of it',
 		fault => { status => 400, body => "\e[31m" . "long " x 1000, content_type => 'text/plain', times => -1 },
 		error => qr/status 400: "[^\e]{1,300}"/ },
 );
 
-$node->append_conf('postgresql.conf', "absmartly.request_timeout = '5s'\n");
 for my $case (@faults)
 {
 	my $generation = stat_of($node, 'generation');
-	my $memory = $case->{name} =~ /100 MB/;
 
-	# the reload starts a round of its own if the last one failed: it shall be over
-	$collector->clear_faults('/v1');
-	configure($node, "absmartly.request_timeout = '" . ($memory ? '20s' : '1s') . "'");
-	$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+	set_for_worker($node, request_timeout => "${short}ms") if $case->{times_out};
 	$collector->fault('/v1', { match => { method => 'GET' }, %{ $case->{fault} } });
 	$collector->forget;
-	my ($status, $output, $error);
-	my $seconds = seconds_of(sub {
-		($status, $output, $error) = $node->psql('postgres', q{SELECT absmartly_refresh('30 s')});
-	});
+	my ($status, $output, $error) = $node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 	isnt($status, 0, "$case->{name}: refresh fails");
 	like($error, $case->{error}, "$case->{name}: and says why");
 	is($node->safe_psql('postgres', $peek), $variant, "$case->{name}: assignment goes on");
 	is(stat_of($node, 'generation'), $generation, "$case->{name}: with the data that was in force");
 	like(stat_of($node, 'last_fetch_error'), $case->{error}, "$case->{name}: the statistics tell the error");
-	cmp_ok($seconds, '<', $case->{seconds} // 8, "$case->{name}: in bounded time");
 	my @requests = $collector->requests(space => '/v1', method => 'GET');
 	my $expected = $case->{retried} ? 2 : 1;
 	cmp_ok(scalar @requests, '>=', $expected, "$case->{name}: " . ($case->{retried} ? 'it was retried' : 'it was asked'));
 	is(scalar $collector->requests(space => '/elsewhere/v1'), 0, "$case->{name}: no redirect is followed");
 	unlike($error . stat_of($node, 'last_fetch_error'), qr/[\x00-\x08\x0b-\x1f]/, "$case->{name}: no control characters");
+
+	$collector->clear_faults('/v1');
+	set_for_worker($node, request_timeout => undef) if $case->{times_out};
+	$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 }
 
 # it ends by itself: nobody asks, and the fault passes
-$collector->clear_faults('/v1');
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
 $collector->fault('/v1', { match => { method => 'GET' }, status => 500, times => -1 });
-$node->psql('postgres', 'SELECT absmartly_refresh()');
+$node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 like(stat_of($node, 'worker_state'), qr/backing off|fetching|retrying/, 'after a failed round the worker tries on');
 $collector->clear_faults('/v1');
 $collector->set_data('/v1', experiments(experiment('exp'), experiment('later', id => 2)));
-ok(await_sql($node, 'SELECT count(*) FROM absmartly_experiments', '2', seconds => 30),
+ok(await_sql($node, 'SELECT count(*) FROM absmartly_experiments', '2'),
 	'when the collector works again the data comes by itself')
-	|| $node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+	|| $node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 is(stat_of($node, 'last_fetch_error'), '', 'and the error is gone from the statistics');
 
 # down altogether: refused connections, then back on the same port
 $collector->stop;
-my ($status, $output, $error) = $node->psql('postgres', 'SELECT absmartly_refresh()');
+my ($status, $output, $error) = $node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 isnt($status, 0, 'down: refresh fails');
 like($error, qr/could not connect/, 'down: and says so');
 is($node->safe_psql('postgres', $peek), $variant, 'down: assignment goes on');
 my $offset = -s $node->logfile;
-$node->psql('postgres', 'SELECT absmartly_refresh()') for 1 .. 3;
+$node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')") for 1 .. 3;
 my $log = substr(log_of($node), $offset);
 is(scalar(() = $log =~ /could not fetch experiments: /g), 0, 'down: the log is told once, not at every attempt');
 $collector->restart;
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 is($node->safe_psql('postgres', 'SELECT last_fetch_error IS NULL AND ready FROM absmartly_stat'), 't', 'back again');
 like(log_of($node), qr/fetching experiments works again/, 'which the log tells');
 
 # 429 with Retry-After is heeded
 $collector->fault('/v1', { match => { method => 'GET' }, status => 429, headers => { 'Retry-After' => '2' }, times => 1 });
-my $seconds = seconds_of(sub { $node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')}) });
+my $seconds = seconds_of(sub { $node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')") });
 cmp_ok($seconds, '>=', 1.5, 'Retry-After is heeded');
 
 # a long one is not waited for: the fetch on request fails, the next one starts at once
-$collector->fault('/v1', { match => { method => 'GET' }, status => 429, headers => { 'Retry-After' => '60' }, times => 1 });
-$seconds = seconds_of(sub { ($status, $output, $error) = $node->psql('postgres', q{SELECT absmartly_refresh('5 s')}) });
+$collector->fault('/v1', { match => { method => 'GET' }, status => 429, headers => { 'Retry-After' => $PATIENCE * 10 }, times => 1 });
+($status, $output, $error) = $node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 isnt($status, 0, 'a long Retry-After: refresh fails');
-like($error, qr/status 429/, 'and says why');
-cmp_ok($seconds, '<', 2, 'without waiting');
+like($error, qr/status 429/, 'and says why, without waiting');
 $collector->forget;
 sleep 3;
 is(scalar $collector->requests(space => '/v1', method => 'GET'), 0, 'it is heeded when nobody asks');
 $collector->clear_faults('/v1');
-$seconds = seconds_of(sub { $node->safe_psql('postgres', q{SELECT absmartly_refresh('5 s')}) });
-cmp_ok($seconds, '<', 2, 'whoever asks gets an answer at once');
+like($node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')"), qr/^\d+$/, 'whoever asks gets an answer all the same');
 
 # a time-out is told by its limit, and only once
-configure($node, "absmartly.request_timeout = '300ms'");
+set_for_worker($node, request_timeout => '300ms');
 $collector->fault('/v1', { match => { method => 'GET' }, hang => 1, times => -1 });
 $offset = -s $node->logfile;
-$node->psql('postgres', 'SELECT absmartly_refresh()') for 1 .. 3;
+$node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')") for 1 .. 3;
 $log = substr(log_of($node), $offset);
 is(scalar(() = $log =~ /WARNING: .*could not fetch experiments: /g), 1, 'several time-outs are one warning');
 like($log, qr/could not fetch experiments: timed out after 300 ms/, 'that names the limit');
 $collector->clear_faults('/v1');
-configure($node, "absmartly.request_timeout = '5s'");
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+set_for_worker($node, request_timeout => undef);
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 
 # the key is never quoted, however the collector writes it
 my $secret = 'q7/+"x%zsecret-0123456789';
@@ -155,7 +148,7 @@ for my $name (sort keys %quoting)
 {
 	$collector->fault('/v1', { match => { method => 'GET' }, status => $name =~ /redirect/ ? 302 : 401, times => 1,
 		body => $quoting{$name}, content_type => 'text/plain' });
-	($status, $output, $error) = $node->psql('postgres', 'SELECT absmartly_refresh()');
+	($status, $output, $error) = $node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 	like($error, qr/status (401|302): ".*\*\*\*/, "the key $name: refresh fails, without it");
 	unlike($error . stat_of($node, 'last_fetch_error'), qr/q7|%2F%2b|u0071|secret|0123/, "the key $name: it is not shown");
 }
@@ -163,18 +156,18 @@ unlike(substr(log_of($node), $offset), qr/q7|%2F%2b|u0071|secret|0123/, 'nor log
 
 # neither is where it comes from
 unlink $node->basedir . '/api_key';
-($status, $output, $error) = $node->psql('postgres', 'SELECT absmartly_refresh()');
+($status, $output, $error) = $node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 like($error, qr/could not open the file of "absmartly.api_key_file": No such file/, 'a missing file of the key');
 unlike($error . stat_of($node, 'last_fetch_error'), qr{/api_key\b}, 'without its path');
 
 # a corrected key is tried at the reload
 write_key($node, 'wrong');
-($status, $output, $error) = $node->psql('postgres', 'SELECT absmartly_refresh()');
+($status, $output, $error) = $node->psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 like($error, qr/status 401/, 'a wrong key');
-is(stat_of($node, 'worker_state'), 'backing off', 'leads to a pause');
+ok(await_sql($node, 'SELECT worker_state FROM absmartly_stat', 'backing off'), 'leads to a pause');
 write_key($node, 'good');
 $node->reload;
-ok(await_sql($node, 'SELECT last_fetch_error IS NULL FROM absmartly_stat', 't', seconds => 3), 'which a reload ends');
+ok(await_sql($node, 'SELECT last_fetch_error IS NULL FROM absmartly_stat', 't'), 'which a reload ends');
 
 # what the settings refuse
 fails_with($node, q{ALTER DATABASE postgres SET absmartly.proxy = 'http://user:word@127.0.0.1:3128'}, '22023',
@@ -183,7 +176,8 @@ fails_with($node, q{ALTER DATABASE postgres SET absmartly.proxy = 'http://user:w
 # the time-out of a refresh can be handled where it is called
 $collector->fault('/v1', { match => { method => 'GET' }, hang => 1, times => 1 });
 fails_with($node, q{SELECT absmartly_refresh('100 ms')}, '08006', qr/time-out while waiting/, 'a refresh whose time is over');
-$node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')});
+$collector->restart;    # which ends the request
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 
 # broken parts of the data: what is sound is used, and the rest is named
 my $warnings = -s $node->logfile;
@@ -192,7 +186,7 @@ $collector->set_data('/v1', experiments(
 	experiment('broken_split', id => 2, split => 'half'),
 	experiment('broken_config', id => 3, fullOnVariant => 1,
 		variants => [ { name => 'A', config => undef }, { name => 'B', config => '{"colour"' } ])));
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 is($node->safe_psql('postgres', 'SELECT string_agg(name, \',\' ORDER BY id) FROM absmartly_experiments'),
 	'exp,broken_config', 'an experiment with a broken field is left out');
 is(stat_of($node, 'experiments_left_out'), '1', 'and counted');
@@ -207,11 +201,11 @@ my $folder = $node->data_dir . '/absmartly';
 my $saved = sub { join '', map { slurp_file($_) } glob "$folder/*" };
 chmod 0500, $folder or die "$folder: $!";
 $collector->set_data('/v1', experiments(experiment('exp'), experiment('kept', id => 2)));
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 unlike($saved->(), qr/"kept"/, 'a folder without the right to write: the data is not saved');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM absmartly_experiments'), '2', 'but in force');
 chmod 0700, $folder or die "$folder: $!";
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 like($saved->(), qr/"kept"/, 'it is saved when that is possible again');
 
 $node->stop;

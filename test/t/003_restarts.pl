@@ -73,7 +73,7 @@ $collector->fault('/new/v1', { match => { method => 'GET' }, hang => 1, times =>
 $node->safe_psql('postgres', "ALTER DATABASE postgres SET absmartly.endpoint = '" . $collector->url('/new/v1') . "'");
 fails_with($node, "$peek;", '55000', qr/no experiment data/, 'after ALTER DATABASE the old data is not used any more');
 is($node->safe_psql('postgres', "SET absmartly.on_not_ready = control; $peek"), '0', 'or control is given, if that is set');
-ok($collector->wait_for_request(space => '/new/v1', state => 'pending', timeout => 10), 'the new collector is asked');
+ok($collector->wait_for_request(space => '/new/v1', state => 'pending'), 'the new collector is asked');
 $collector->clear_faults('/new/v1');
 
 # a running fetch is given up when the endpoint changes again
@@ -102,7 +102,7 @@ $node->start;
 ok(await(sub { log_of($node) =~ /file "absmartly\/\d+" is not usable/ }), 'a damaged file is reported');
 is($node->safe_psql('postgres', 'SELECT absmartly_is_ready()'), 'f', 'and not used');
 $collector->restart;
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 ok(wait_ready($node), 'the next fetch replaces it');
 
 $node->stop;

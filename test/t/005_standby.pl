@@ -35,7 +35,7 @@ is($standby->safe_psql('postgres', 'SELECT count(*) FROM absmartly_assignments(\
 
 # new data on request
 $collector->set_data('/v1', experiments(experiment('exp')));
-$standby->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$standby->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 is($standby->safe_psql('postgres', 'SELECT count(*) FROM absmartly_experiments'), '1', 'refresh works on the standby');
 
 # a changed setting of the database arrives through replication

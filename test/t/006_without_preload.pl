@@ -18,7 +18,7 @@ $node->restart;
 is($node->safe_psql('postgres', $peek), '1', 'assigned from the file');
 is(stat_of($node, 'mode'), 'not preloaded', 'the statistics name the mode');
 is(stat_of($node, 'source'), 'file', 'and the source');
-is($node->safe_psql('postgres', 'SELECT absmartly_is_ready(), absmartly_wait_until_ready()'), 't|t', 'it is ready');
+is($node->safe_psql('postgres', "SELECT absmartly_is_ready(), absmartly_wait_until_ready('$PATIENCE s')"), 't|t', 'it is ready');
 fails_with($node, 'SELECT absmartly_refresh();', '55000', qr/HINT:  Add absmartly to "shared_preload_libraries"/,
 	'refresh needs a worker');
 

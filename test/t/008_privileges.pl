@@ -28,7 +28,7 @@ is(as('app', q{SELECT absmartly_peek_unit_treatment(1, 'exp')}), '1', 'in bulk, 
 is(as('app', q{SELECT absmartly_peek_variable_value('{"user_id": 1}', 'colour', ''::text)}), 'red', 'reads variables');
 is(as('app', q{SELECT count(*) FROM absmartly_assignments('{"user_id": 1}')}), '1', 'sees its assignments');
 is(as('app', q{SELECT name FROM absmartly_experiments}), 'exp', 'and the experiments');
-is(as('app', q{SELECT absmartly_wait_until_ready()}), 't', 'waits for them');
+is(as('app', "SELECT absmartly_wait_until_ready('$PATIENCE s')"), 't', 'waits for them');
 is(as('app', q{SET absmartly.overrides = '{"exp": 7}'; SELECT absmartly_peek_treatment('{"user_id": 1}', 'exp')}), '7', 'overrides for itself');
 
 like(as('app', "SELECT * FROM $_"), qr/permission denied/, "may not read $_")
@@ -176,7 +176,7 @@ is(exposed_as('dba', 'SELECT mode FROM absmartly_stat'), 'preloaded', 'pg_monito
 # another schema, and a search path that leads elsewhere
 $node->safe_psql('postgres', 'CREATE DATABASE placed');
 $node->safe_psql('placed', 'CREATE SCHEMA ab; CREATE EXTENSION absmartly SCHEMA ab');
-ok(await_sql($node, 'SELECT ab.absmartly_wait_until_ready()', 't', database => 'placed'), 'it works in a schema of its own');
+ok(await_sql($node, "SELECT ab.absmartly_wait_until_ready('$PATIENCE s')", 't', database => 'placed'), 'it works in a schema of its own');
 is($node->safe_psql('placed', q{SELECT ab.absmartly_peek_treatment('{"user_id": 1}', 'exp')}), '1', 'and assigns there');
 fails_with($node, 'ALTER EXTENSION absmartly SET SCHEMA public;', '0A000', qr/does not support SET SCHEMA/, 'it stays there',
 	database => 'placed');

@@ -30,7 +30,7 @@ for my $round (1 .. 10)
 {
 	$publisher->safe_psql('postgres', "INSERT INTO orders VALUES ($round)");
 	$collector->set_data('/v1', experiments(experiment("exp_$round")));
-	$publisher->safe_psql('postgres', 'SELECT absmartly_refresh()');
+	$publisher->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 }
 is($publisher->safe_psql('postgres', 'SELECT name FROM absmartly_experiments'), 'exp_10', 'data changes');
 
@@ -73,7 +73,7 @@ unlike(log_of($subscriber), qr/ERROR/, 'without an error of the subscriber');
 # decoding sees nothing of ours
 $publisher->safe_psql('postgres', "SELECT pg_create_logical_replication_slot('seen', 'test_decoding')");
 $collector->set_data('/v1', experiments(experiment('last')));
-$publisher->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$publisher->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 events(100, 'decoded');
 my $changes = $publisher->safe_psql('postgres', "SELECT data FROM pg_logical_slot_get_changes('seen', NULL, NULL)");
 like($changes, qr/table public\.orders: INSERT/, 'decoding sees the user\'s change');

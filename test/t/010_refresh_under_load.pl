@@ -72,7 +72,7 @@ for my $number (0 .. $SESSIONS - 1)
 for my $number (2 .. $VERSIONS)
 {
 	$collector->set_data('/v1', version($number));
-	$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+	$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 }
 is(stat_of($node, 'generation'), $VERSIONS, "the data has changed to version $VERSIONS");
 $node->safe_psql('postgres', 'CREATE TABLE done ()');
@@ -93,7 +93,7 @@ $session->query_safe('BEGIN');
 $session->query_safe(q{DECLARE c CURSOR FOR SELECT absmartly_peek_unit_treatment(id, 'exp_1') FROM users});
 is($session->query_safe('FETCH 1 FROM c'), $VERSIONS, 'a cursor\'s first row');
 $collector->set_data('/v1', version(1));
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 is($session->query_safe('FETCH 1 FROM c'), $VERSIONS, 'the rows of a cursor agree with each other');
 is($session->query_safe(q{SELECT absmartly_peek_unit_treatment(1, 'exp_1')}), '1', 'another statement sees the newest version');
 is(stat_of($node, 'data_versions'), '2', 'two versions are in shared memory');
@@ -108,7 +108,7 @@ for my $query (q{SELECT absmartly_peek_unit_treatment(1, 'exp_1')}, q{SELECT abs
 	$idle->query("BEGIN; $query");
 	$idle->query('ROLLBACK');
 	$collector->set_data('/v1', version(2 + int rand 50));
-	$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+	$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 	ok(await_sql($node, 'SELECT data_versions FROM absmartly_stat', '1'), "idle after: $query");
 	$idle->quit;
 }
@@ -125,11 +125,11 @@ BEGIN
 END $$
 EOT
 $collector->set_data('/v1', version(60));
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 $session->query_until(qr/started/, "\\echo started\nCALL twice(0, 0, 0);\n");
 ok(await_sql($node, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'", '1'), 'the procedure is at work');
 $collector->set_data('/v1', version(61));
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 is($session->query_safe('SELECT 1'), "60|60|61\n1", 'one version until COMMIT, the newest after it');
 $session->quit;
 

@@ -630,7 +630,7 @@ sub publish_case
 			my $start = time * 1000;
 
 			$node->safe_psql($database, join "\n", "SET client_encoding = 'UTF8';", @$round);
-			$node->safe_psql($database, q{SELECT absmartly_publish('60 s')});
+			$node->safe_psql($database, "SELECT absmartly_publish('$PATIENCE s')");
 			push @sent, map { JSON::PP->new->utf8->decode($_) } texts_of($collector->requests(space => $space, method => 'PUT'));
 			push @periods, [ int $start, time * 1000 ] while @periods < @sent;
 			$collector->forget($space);

@@ -786,7 +786,7 @@ subtest 'asynchronous commit' => sub {
 subtest 'the collector receives the same' => sub {
 	# what the crash took with it from memory has not been tracked since
 	configure($node, 'absmartly.publishing = on');
-	ok(await(sub { my ($status) = $node->psql('postgres', q{SELECT public.absmartly_publish('60 s')}); $status == 0 }, 180), 'all is delivered');
+	ok(await(sub { my ($status) = $node->psql('postgres', "SELECT public.absmartly_publish('$PATIENCE s')"); $status == 0 }, 180), 'all is delivered');
 	my (%received, $strange);
 	for my $goal ($collector->goals(space => '/v1'))
 	{

@@ -336,7 +336,7 @@ sub play
 	$collector->clear_faults('/v1');
 	finish_prepared();
 	is(look_up('SELECT count(*) FROM pg_prepared_xacts'), '0', 'nothing is left prepared');
-	ok(await(sub { my ($status) = $node->psql('postgres', q{SELECT absmartly_publish('60 s')}); $status == 0 }), 'all is delivered');
+	ok(await(sub { my ($status) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); $status == 0 }), 'all is delivered');
 	is(stat_of($node, 'outbox_records'), '0', 'nothing is left in the outbox');
 	is(stat_of($node, 'dead_letters'), '0', 'nothing was refused');
 	ok(await(\&nothing_under_way), 'the collector is at rest');

@@ -60,7 +60,7 @@ sub run
 
 sub publish
 {
-	return $node->safe_psql('postgres', q{SELECT absmartly_publish('30 s')});
+	return $node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 }
 
 # Runs statements, has their events sent, and gives the requests that brought them.
@@ -182,26 +182,6 @@ sub exposure
 sub timeless
 {
 	return [ map { my %part = %$_; delete @part{qw(exposedAt achievedAt setAt)}; \%part } @_ ];
-}
-
-# Gives the database a setting of its own, and waits for the worker that has it.
-sub set_for_worker
-{
-	my ($setting, $value) = @_;
-	my $pid = worker_pid($node);
-
-	$node->safe_psql('postgres',
-		"ALTER DATABASE postgres " . (defined $value ? "SET absmartly.$setting = '$value'" : "RESET absmartly.$setting"));
-	await(sub { stat_of($node, 'worker_pid') !~ /^(|$pid)$/ }) or die "the worker does not come back";
-	idle($node);
-	return;
-}
-
-sub idle
-{
-	my ($node) = @_;
-
-	return await_sql($node, 'SELECT worker_state FROM absmartly_stat', 'idle');
 }
 
 #
@@ -335,14 +315,14 @@ is_json([ map { $_->{name} } exposures_of(q{SELECT absmartly_variable_value('{"u
 $collector->set_data('/v1', JSON::PP->new->encode({
 	experiments => [ experiment('plain', fullOnVariant => 1), experiment('held', id => 2, holdoutIds => [9]) ],
 	holdouts => [ { id => 9, seedHi => 90210, seedLo => 4711, split => [ 1, 0 ] } ] }));
-run('SELECT absmartly_refresh()');
+run("SELECT absmartly_refresh('$PATIENCE s')");
 is_json(timeless(exposures_of(transaction(map { "absmartly_treatment('{\"user_id\": \"h\"}', '$_')" } qw(plain held other)))), [
 		{ %{ exposure('plain', 1, 'user_id', 1, 'assigned', 'fullOn') }, heldOut => $false, holdoutId => 0 },
 		{ %{ exposure('held', 2, 'user_id', 0, 'assigned') }, heldOut => $true, holdoutId => 9 },
 		{ %{ exposure('other', 0, undef, 0) }, heldOut => $false, holdoutId => 0 } ],
 	'where there are holdouts each exposure tells of them');
 $collector->set_data('/v1', experiments(@experiments));
-run('SELECT absmartly_refresh()');
+run("SELECT absmartly_refresh('$PATIENCE s')");
 ok(!grep({ exists $_->{heldOut} || exists $_->{holdoutId} } exposures_of(q{SELECT absmartly_treatment('{"user_id": "i"}', 'plain')})),
 	'and otherwise none');
 
@@ -487,7 +467,7 @@ is(scalar $collector->requests(space => '/v1', method => 'PUT'), 0, 'turned off,
 my $waiting = run('SELECT count(*) FROM absmartly_pending_events');
 fails_with($node, 'SELECT absmartly_publish();', '55000', qr/events are not published: "absmartly\.publishing" is off/,
 	'nor by absmartly_publish()');
-set_for_worker(publishing => undef);
+set_for_worker($node, publishing => undef);
 publish();
 @requests = $collector->requests(space => '/v1', method => 'PUT');
 my %seen;
@@ -524,7 +504,7 @@ is(arrived(), 0, 'a long publish_delay: an event waits for company');
 publish();
 is(arrived(), 1, 'absmartly_publish() does not');
 
-set_for_worker(publish_delay => '1500ms');
+set_for_worker($node, publish_delay => '1500ms');
 $collector->forget;
 $before = time;
 run("SELECT absmartly_track($user, 'early')");
@@ -535,15 +515,15 @@ cmp_ok(time - $before, '>', 1.4, 'after the delay');
 is(join(' ', map { map { $_->{name} } @{ $_->{goals} } } $collector->publish_requests(space => '/v1')), 'early late',
 	'counted from the first one, together');
 
-set_for_worker(publish_delay => '0');
+set_for_worker($node, publish_delay => '0');
 $collector->forget;
 $before = time;
 run("SELECT absmartly_track($user, 'at once')");
 ok(await(sub { arrived() > 0 }), 'without a delay they are sent');
 cmp_ok(time - $before, '<', 3, 'at once');
 
-set_for_worker(publish_delay => '10min');
-set_for_worker(batch_size => '3');
+set_for_worker($node, publish_delay => '10min');
+set_for_worker($node, batch_size => '3');
 $collector->forget;
 run(track_many(2));
 sleep 0.5;
@@ -551,10 +531,10 @@ is(arrived(), 0, 'batch_size: fewer wait');
 run("SELECT absmartly_track($user, 'full')");
 ok(await(sub { $collector->publish_requests(space => '/v1') >= 3 }), 'as many as fill a batch do not');
 is(sizes(requests_of(track_many(10))), '3 3 3 1', 'and no batch has more');
-set_for_worker(batch_size => undef);
+set_for_worker($node, batch_size => undef);
 is(sizes(requests_of(track_many(1001))), '500 500 1', 'the collector takes 500');
 
-set_for_worker(batch_bytes => '4kB');
+set_for_worker($node, batch_bytes => '4kB');
 @requests = requests_of(track_many(100));
 my $item = length($requests[0]{body}) / scalar @{ $requests[0]{json}{requests} };
 cmp_ok((sort { $b <=> $a } map { length $_->{body} } @requests)[0], '<=', 4096 + 2 * $item, 'batch_bytes: no batch is much larger');
@@ -564,7 +544,7 @@ is(scalar(map { @{ $_->{json}{requests} // [1] } } @requests), 100, 'and all arr
 cmp_ok(scalar @requests, '>', 3, 'a context that is larger than a batch is several requests');
 my @parts = map { [ map { $_->{name} =~ /(\d+)$/ } @{ $_->{goals} } ] } $collector->publish_requests(space => '/v1');
 is(join(',', map { @$_ } sort { $a->[0] <=> $b->[0] } @parts), join(',', 1 .. 200), 'with all its events, in order');
-set_for_worker(batch_bytes => undef);
+set_for_worker($node, batch_bytes => undef);
 
 #
 # The same exposure again
@@ -599,8 +579,8 @@ CREATE TABLE audit.events (n serial, context jsonb, event text, data jsonb);
 CREATE FUNCTION audit.log(context jsonb, event text, data jsonb) RETURNS void LANGUAGE sql
 AS $$ INSERT INTO audit.events (context, event, data) VALUES (context, event, data) $$;
 EOT
-set_for_worker(event_logger => 'audit.log');
-run('SELECT absmartly_refresh()');
+set_for_worker($node, event_logger => 'audit.log');
+run("SELECT absmartly_refresh('$PATIENCE s')");
 run('TRUNCATE audit.events');
 @requests = requests_of(transaction("absmartly_track($user, 'logged')", "absmartly_treatment($user, 'logged')"));
 is(run('SELECT string_agg(event, \',\') FROM audit.events'), 'publish', 'a publish event for a request, when the waiter goes on');
@@ -613,7 +593,7 @@ is(run(q{SELECT count(*), count(DISTINCT data->'units'->0->>'uid') FROM audit.ev
 run('TRUNCATE audit.events');
 $collector->fault('/v1', { match => { method => 'PUT' }, status => 503, times => -1 });
 run("SELECT absmartly_track($user, 'failing')");
-$node->psql('postgres', 'SELECT absmartly_publish()');
+$node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 is(run(q{SELECT string_agg(event, ',' ORDER BY n) FROM audit.events}), 'error', 'a publish that fails is an error event');
 like(run('SELECT data FROM audit.events'), qr/status 503/, 'with the reason');
 $collector->clear_faults('/v1');

@@ -14,14 +14,14 @@ my $collector = start_collector(data => experiments(experiment('exp')), keys => 
 my $node = start_node('main', start => 0, collector => $collector, settings => <<'EOT');
 absmartly.publish_delay = '10min'
 absmartly.max_retries = 1
-absmartly.request_timeout = '1s'
-absmartly.connect_timeout = '500ms'
+absmartly.request_timeout = '1h'
+absmartly.connect_timeout = '1h'
 EOT
 $node->append_conf('postgresql.conf', "absmartly.api_key_file = '" . write_key($node, $key) . "'\n");
 $node->start;
 create_extension($node);
 ok(wait_ready($node), 'ready');
-idle();
+idle($node);
 
 # events that were queued again from the dead letters, and that were dropped from them
 my ($requeued, $discarded) = (0, 0);
@@ -49,7 +49,18 @@ sub track
 
 sub publish
 {
-	return sql(q{SELECT absmartly_publish('30 s')});
+	return sql("SELECT absmartly_publish('$PATIENCE s')");
+}
+
+# Publishes what is left of so many events: the worker has sent some by itself if its pause was over, or they are from the
+# dead letters.
+sub publish_rest
+{
+	my ($number, $name) = @_;
+	my $published = publish();
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok($published >= 0 && $published <= $number, $name) || diag($published);
 }
 
 # absmartly_publish() must fail with this text.
@@ -58,7 +69,7 @@ sub publish_fails
 	my ($error, $name) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return fails_with($node, q{SELECT absmartly_publish('30 s');}, '08006', qr/ERROR:  08006: could not publish events: $error/, $name);
+	return fails_with($node, "SELECT absmartly_publish('$PATIENCE s');", '08006', qr/ERROR:  08006: could not publish events: $error/, $name);
 }
 
 # Unit => how often a goal of it has arrived.
@@ -90,11 +101,6 @@ sub put_fault
 sub puts
 {
 	return $collector->requests(space => '/v1', method => 'PUT');
-}
-
-sub idle
-{
-	return await_sql($node, 'SELECT worker_state FROM absmartly_stat', 'idle');
 }
 
 # What the log got since a place in it, and how often that says something.
@@ -131,21 +137,12 @@ EOT
 	return;
 }
 
-# Gives the database a setting of its own, and waits for the worker that has it.
-sub set_for_worker
-{
-	my ($setting, $value) = @_;
-	my $pid = worker_pid($node);
-
-	sql("ALTER DATABASE postgres " . (defined $value ? "SET absmartly.$setting = '$value'" : "RESET absmartly.$setting"));
-	await(sub { stat_of($node, 'worker_pid') !~ /^(|$pid)$/ }) or die "the worker does not come back";
-	idle();
-	return;
-}
-
 #
 # Faults that last until somebody repairs them
 #
+
+# a time-out that is to be seen; a request that is answered takes no such time, however busy the machine is
+my $short = int(1000 * $PATIENCE / 60);
 
 my @faults = (
 	{ name => '500', fault => { status => 500 }, error => qr/.*status 500/, attempts => 2 },
@@ -172,11 +169,11 @@ my @faults = (
 	{ name => 'a connection that is reset', fault => { reset => 1 }, error => qr/./ },
 	{ name => 'an answer that is cut off', fault => { cut_after => 3, accept => 0 }, error => qr/./, attempts => 2 },
 	{ name => 'garbage', fault => { garbage => 1 }, error => qr/./ },
-	{ name => 'an answer that comes too late', fault => { delay_ms => 3000, accept => 0 }, error => qr/timed out after 1000 ms/,
-		attempts => 2 },
-	{ name => 'an answer that never comes', fault => { hang => 1 }, error => qr/timed out after 1000 ms/, attempts => 2 },
-	{ name => 'an answer that never ends', fault => { body => 'x' x 1000, drip => 10, accept => 0 },
-		error => qr/timed out after 1000 ms/, attempts => 2 },
+	{ name => 'an answer that comes too late', fault => { delay_ms => 600_000, accept => 0 }, error => qr/timed out after $short ms/,
+		attempts => 2, times_out => 1 },
+	{ name => 'an answer that never comes', fault => { hang => 1 }, error => qr/timed out after $short ms/, attempts => 2, times_out => 1 },
+	{ name => 'an answer that never ends', fault => { body => 'x' x 100_000, drip => 10, accept => 0 },
+		error => qr/timed out after $short ms/, attempts => 2, times_out => 1 },
 	{ name => 'a collector that is down', break => sub { $collector->stop }, repair => sub { $collector->restart },
 		error => qr/could not connect/ },
 	{ name => 'no file with the key', break => sub { unlink $node->basedir . '/api_key' },
@@ -191,6 +188,7 @@ for my $case (@faults)
 {
 	subtest "fault: $case->{name}" => sub {
 		my $goal = 'fault ' . ++$number;
+		set_for_worker($node, request_timeout => "${short}ms") if $case->{times_out};
 		my $offset = -s $node->logfile;
 		my $failures = stat_of($node, 'publish_failures');
 		my $dead = stat_of($node, 'dead_letters');
@@ -205,7 +203,7 @@ for my $case (@faults)
 		is(scalar puts(), $case->{attempts}, 'after so many attempts') if defined $case->{attempts} && $collector->is_running;
 		publish_fails($case->{error}, 'again');
 		like(stat_of($node, 'last_publish_error'), qr/^$case->{error}/, 'absmartly_stat shows the reason');
-		is(sql("SELECT last_publish_error_at > now() - interval '20 s' FROM absmartly_stat"), 't', 'and when it was');
+		is(sql("SELECT last_publish_error_at > now() - interval '1 h' FROM absmartly_stat"), 't', 'and when it was');
 		cmp_ok(stat_of($node, 'publish_failures') - $failures, '>=', 2 * ($case->{attempts} || 1), 'and how often');
 		ok(await_sql($node, q{SELECT worker_state IN ('backing off', 'publishing') FROM absmartly_stat}), 'and the pause');
 		is(stat_of($node, 'outbox_events + memory_queue_entries'), '11', 'all events are kept');
@@ -215,17 +213,17 @@ for my $case (@faults)
 
 		$collector->clear_faults('/v1') if $case->{fault};
 		$case->{repair}->() if $case->{repair};
-		my $seconds = seconds_of(sub { is(publish(), '11', 'once it is repaired all are published') });
-		cmp_ok($seconds, '<', 5, 'without waiting for the end of the pause');
+		publish_rest(11, 'once it is repaired all are published');
 		arrived_once($goal, 10, 'all goals have arrived, once');
 		is(scalar $collector->exposures(space => '/v1', name => $goal), 1, 'the exposure, too');
 		ok((grep { $_->{operation} eq 'context/batch' && $_->{accepted} } puts()), 'in a batch');
 		is(scalar $collector->requests(space => '/elsewhere/v1'), 0, 'nothing went elsewhere');
 		is(sql('SELECT last_publish_error IS NULL, outbox_events FROM absmartly_stat'), 't|0', 'absmartly_stat shows that');
-		ok(idle(), 'the worker rests');
+		ok(idle($node), 'the worker rests');
 		is(times_in(log_since($offset), $complaint), 1, 'the log has told the fault once');
 		is(times_in(log_since($offset), $relief), 1, 'and its end');
 		accounts();
+		set_for_worker($node, request_timeout => undef) if $case->{times_out};
 	};
 }
 
@@ -250,7 +248,7 @@ subtest 'one fault after the other' => sub {
 #
 
 subtest 'max_retries' => sub {
-	set_for_worker(max_retries => 3);
+	set_for_worker($node, max_retries => 3);
 	$collector->forget;
 	my $retries = stat_of($node, 'publish_retries');
 	put_fault(status => 500, times => 3);
@@ -262,15 +260,15 @@ subtest 'max_retries' => sub {
 	is(stat_of($node, 'last_publish_error'), '', 'no error remains');
 	arrived_once('stubborn', 2, 'nothing is lost');
 
-	set_for_worker(max_retries => 0);
+	set_for_worker($node, max_retries => 0);
 	$collector->forget;
 	put_fault(status => 500, times => 1);
 	track('impatient', 2);
 	publish_fails(qr/.*status 500/, 'without retries one failure is enough');
 	is(scalar puts(), 1, 'one attempt');
-	is(publish(), '2', 'the next call tries again');
+	publish_rest(2, 'the next call tries again');
 	arrived_once('impatient', 2, 'nothing is lost');
-	set_for_worker(max_retries => undef);
+	set_for_worker($node, max_retries => undef);
 	accounts();
 };
 
@@ -279,7 +277,7 @@ subtest 'it gets well by itself' => sub {
 	put_fault(status => 500, times => 4);
 	track('left alone', 5);
 	publish_fails(qr/.*status 500/, 'a round fails');
-	ok(await(sub { my %units = arrivals('left alone'); keys %units == 5 }, 20), 'later rounds go better, and nobody has to ask');
+	ok(await(sub { my %units = arrivals('left alone'); keys %units == 5 }), 'later rounds go better, and nobody has to ask');
 	arrived_once('left alone', 5, 'all arrive, once');
 	accounts();
 };
@@ -288,7 +286,8 @@ subtest 'a pause after a fault of the endpoint' => sub {
 	$collector->forget;
 	put_fault(status => 403);
 	track('paused', 5);
-	publish_fails(qr/.*status 403/, 'a fault');
+	# the pause doubles: after so many rounds it takes minutes
+	publish_fails(qr/.*status 403/, 'a fault') for 1 .. 6;
 	my $attempts = puts();
 	track('paused', 5, 6);
 	sleep 3;
@@ -298,11 +297,12 @@ subtest 'a pause after a fault of the endpoint' => sub {
 	is(publish(), '10', 'absmartly_publish() ends it');
 	arrived_once('paused', 10, 'nothing is lost');
 
-	put_fault(status => 403, times => 1);
+	put_fault(status => 403);
 	track('paused', 5, 11);
-	publish_fails(qr/.*status 403/, 'a fault');
+	publish_fails(qr/.*status 403/, 'a fault') for 1 .. 6;
+	$collector->clear_faults('/v1');
 	$node->reload;
-	ok(await(sub { my %units = arrivals('paused'); keys %units == 15 }, 5), 'so does a reload');
+	ok(await(sub { my %units = arrivals('paused'); keys %units == 15 }), 'so does a reload');
 	arrived_once('paused', 15, 'nothing is lost');
 	accounts();
 };
@@ -316,35 +316,33 @@ subtest '429 with Retry-After' => sub {
 	arrived_once('too many', 5, 'nothing is lost');
 
 	$collector->forget;
-	put_fault(status => 429, headers => { 'Retry-After' => '60' }, times => 1);
+	put_fault(status => 429, headers => { 'Retry-After' => 10 * $PATIENCE }, times => 1);
 	track('too many', 5, 6);
-	$seconds = seconds_of(sub { publish_fails(qr/.*status 429/, 'a long one fails the call') });
-	cmp_ok($seconds, '<', 5, 'without waiting');
+	publish_fails(qr/.*status 429/, 'a long one fails the call');
 	sleep 3;
 	is(scalar puts(), 1, 'it is heeded when nobody asks');
-	$seconds = seconds_of(sub { is(publish(), '5', 'whoever asks gets an answer') });
-	cmp_ok($seconds, '<', 5, 'at once');
+	is(publish(), '5', 'whoever asks gets an answer');
 	arrived_once('too many', 5, 'nothing is lost');
 	accounts();
 };
 
 subtest 'some that always fail' => sub {
-	set_for_worker('batch_size', 1);
-	set_for_worker('max_connections', 1);
-	set_for_worker('max_retries', 0);
+	set_for_worker($node, 'batch_size', 1);
+	set_for_worker($node, 'max_connections', 1);
+	set_for_worker($node, 'max_retries', 0);
 	$collector->forget;
 	put_fault(match => { method => 'PUT', larger_than => 3000 }, status => 500);
 	sql(q{SELECT absmartly_track('{"user_id": 1}', 'poison', jsonb_build_object('text', repeat('x', 5000)))}) for 1 .. 4;
 	# these show that the collector works; the poisonous ones fail alone then
-	ok(await(sub { track('healthy', 1); my %units = arrivals('healthy'); keys %units }, 30), 'others get through');
+	ok(await(sub { track('healthy', 1); my %units = arrivals('healthy'); keys %units }), 'others get through');
 	track('healthy', 5, 2);
-	ok(await(sub { my %units = arrivals('healthy'); keys %units == 6 }, 30), 'all of them');
+	ok(await(sub { my %units = arrivals('healthy'); keys %units == 6 }), 'all of them');
 	is(sql(q{SELECT count(*) FROM absmartly_pending_events WHERE goal = 'poison'}), '4', 'the others wait');
 	$collector->clear_faults('/v1');
 	publish();
 	is(scalar($collector->goals(space => '/v1', name => 'poison')), 4, 'and are sent at last');
 	accounts();
-	set_for_worker($_) for qw(batch_size max_connections max_retries);
+	set_for_worker($node, $_) for qw(batch_size max_connections max_retries);
 };
 
 subtest 'slow, but in time' => sub {
@@ -355,11 +353,11 @@ subtest 'slow, but in time' => sub {
 	arrived_once('slow', 5, 'nothing is sent twice');
 	cmp_ok(stat_of($node, 'publish_last_ms'), '>=', 690, 'its duration is shown');
 	fails_with($node, q{SELECT absmartly_publish('-1 s');}, '22023', qr/./, 'the time of a call is not negative');
-	put_fault(delay_ms => 700, times => 1);
+	put_fault(delay_ms => 5000, times => 1);
 	track('slow', 5, 6);
 	fails_with($node, q{SELECT absmartly_publish('200 ms');}, '08006',
 		qr/time-out while waiting for the events of database "postgres" to be published/, 'a caller may wait for less');
-	ok(await(sub { my %units = arrivals('slow'); keys %units == 10 }, 5), 'that stops nothing');
+	ok(await(sub { my %units = arrivals('slow'); keys %units == 10 }), 'that stops nothing');
 	publish();
 	arrived_once('slow', 10, 'nothing is sent twice');
 };
@@ -367,10 +365,11 @@ subtest 'slow, but in time' => sub {
 subtest 'lost answers' => sub {
 	my $sent = stat_of($node, 'goals_sent');
 
+	set_for_worker($node, request_timeout => "${short}ms");
 	for my $case (
 		[ 'cut',     cut_after => 3 ],
-		[ 'late',    delay_ms  => 2500 ],
-		[ 'dripped', body      => 'x' x 100, drip => 10 ])
+		[ 'late',    delay_ms  => 600_000 ],
+		[ 'dripped', body      => 'x' x 100_000, drip => 10 ])
 	{
 		my ($name, %fault) = @$case;
 
@@ -383,6 +382,7 @@ subtest 'lost answers' => sub {
 	}
 	is(stat_of($node, 'goals_sent') - $sent, 30, 'they are counted once');
 	accounts();
+	set_for_worker($node, request_timeout => undef);
 };
 
 #
@@ -419,7 +419,7 @@ subtest 'status 400 that names the item' => sub {
 	accounts();
 	$collector->clear_faults('/v1');
 	$requeued += sql('SELECT absmartly_requeue()');
-	is(publish(), '2', 'the others are sent once it takes them');
+	publish_rest(2, 'the others are sent once it takes them');
 	arrived_once('named', 2, 'and arrive');
 	is(sql('SELECT count(*) FROM absmartly_dead_letters'), '0', 'none is left');
 	is(sql('SELECT absmartly_requeue(), absmartly_discard(), absmartly_discard(123456789)'), '0|0|0', 'then there is nothing to do');
@@ -464,7 +464,7 @@ subtest 'status 400 that names nobody' => sub {
 	is(sql(q{SELECT count(*), max(note) FROM absmartly_dead_letters WHERE goal = 'hated'}), '5|body: we do not like you', 'but kept');
 	$collector->clear_faults('/v1');
 	$requeued += sql('SELECT absmartly_requeue()');
-	is(publish(), '5', 'and can be sent');
+	publish_rest(5, 'and can be sent');
 	arrived_once('hated', 5, 'once');
 	accounts();
 };
@@ -486,7 +486,7 @@ subtest 'status 413' => sub {
 		'whole, with the reason');
 	$collector->clear_faults('/v1');
 	$requeued += sql(q{SELECT absmartly_requeue(record) FROM absmartly_dead_letters WHERE goal = 'enormous'});
-	is(publish(), '1', 'it can be sent again');
+	publish_rest(1, 'it can be sent again');
 	arrived_once('enormous', 1, 'and arrives then');
 	accounts();
 };
@@ -532,7 +532,7 @@ subtest 'a request that is refused brings all its events to the dead letters' =>
 	$collector->clear_faults('/v1');
 	$collector->forget;
 	$requeued += sql('SELECT absmartly_requeue()');
-	is(publish(), '3', 'and can be sent');
+	publish_rest(3, 'and can be sent');
 	my ($second) = map { $_->{json} } puts();
 	delete $_->{publishedAt} for $first, $second;
 	is_deeply($second, $first, 'as they were');
@@ -603,14 +603,14 @@ subtest 'events in memory' => sub {
 	$collector->clear_faults('/v1');
 	put_fault(reject_goal => 'forgotten');
 	sql($in_memory . q{SELECT absmartly_track('{"user_id": 1}', 'forgotten')});
-	is(publish(), '20', 'and are sent when that is possible');
+	publish_rest(20, 'and are sent when that is possible');
 	arrived_once('remembered', 20, 'once');
 	is(stat_of($node, 'memory_queue_entries + outbox_records'), '0', 'none is left');
 	is(sql('SELECT goal, note FROM absmartly_dead_letters'), 'forgotten|goals[0].name: goal "forgotten" is refused',
 		'one that is refused is kept like others');
 	$collector->clear_faults('/v1');
 	$requeued += sql('SELECT absmartly_requeue()');
-	is(publish(), '1', 'and can be sent again');
+	publish_rest(1, 'and can be sent again');
 	arrived_once('forgotten', 1, 'once');
 	accounts();
 };
@@ -628,12 +628,12 @@ subtest 'the key is never shown' => sub {
 	{
 		$collector->clear_faults('/v1');
 		put_fault(status => 401, body => $body, content_type => 'text/plain');
-		my ($status, $output, $error) = $node->psql('postgres', q{SELECT absmartly_publish('30 s')});
+		my ($status, $output, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 		like($error, qr/status 401: ".*\*\*\*/, 'an answer that quotes it');
 		unlike($error . sql('SELECT absmartly_stat::text FROM absmartly_stat'), qr/secret|0123456789/, 'is shown without it');
 	}
 	$collector->clear_faults('/v1');
-	is(publish(), '1', 'it works in the end');
+	publish_rest(1, 'it works in the end');
 	unlike(log_since($offset), qr/secret|0123456789/, 'the log has no part of it');
 	arrived_once('locked', 1, 'nothing is lost');
 	accounts();
@@ -644,34 +644,41 @@ subtest 'the key is never shown' => sub {
 #
 
 subtest 'SIGTERM' => sub {
-	set_for_worker(request_timeout => '60s');
-	for my $goal ('ended', 'ended again')
-	{
+	my $tries = 0;
+
+	# Queues goals, and has the worker hang in the request with them.
+	my $hang = sub {
 		$collector->forget;
 		put_fault(hang => 1, times => 1);
-		track($goal, 5);
-		my $pid = worker_pid($node);
+		track('ended ' . ++$tries, 5);
 		$node->psql('postgres', q{SELECT absmartly_publish('300 ms')});
-		ok($collector->wait_for_request(method => 'PUT', state => 'pending', timeout => 10), 'a request has no answer');
-		my $seconds = seconds_of(sub {
+		ok($collector->wait_for_request(method => 'PUT', state => 'pending'), 'a request has no answer');
+	};
+	for (1 .. 2)
+	{
+		my $pid;
+
+		takes_less(1, 'within a second', sub {
 			kill 'TERM', $pid;
 			ok(await(sub { !kill 0, $pid }), 'SIGTERM ends the worker');
+		}, sub {
+			$hang->();
+			$pid = worker_pid($node);
 		});
-		cmp_ok($seconds, '<', 1, 'within a second');
-		ok(await(sub { my %units = arrivals($goal); keys %units == 5 }), 'the next one delivers');
-		ok(idle(), 'and rests');
-		arrived_once($goal, 5, 'once');
+		ok(await(sub { my %units = arrivals("ended $tries"); keys %units == 5 }), 'the next one delivers');
+		ok(idle($node), 'and rests');
+		arrived_once("ended $tries", 5, 'once');
 	}
 	accounts();
 
-	put_fault(hang => 1, times => 1);
-	track('stopped', 5);
-	$node->psql('postgres', q{SELECT absmartly_publish('300 ms')});
-	ok($collector->wait_for_request(method => 'PUT', state => 'pending', timeout => 10), 'a request has no answer');
-	cmp_ok(seconds_of(sub { $node->stop }), '<', 3, 'the server stops, too');
+	my $stops = 0;
+	takes_less(3, 'the server stops, too', sub { $node->stop }, sub {
+		$node->start if $stops++;
+		$hang->();
+	});
 	$node->start;
 	publish();
-	arrived_once('stopped', 5, 'after its start they are delivered');
+	arrived_once("ended $tries", 5, 'after its start they are delivered');
 };
 
 unlike(log_of($node), qr/PANIC|TRAP|terminated by signal/, 'nothing crashed');
@@ -685,8 +692,9 @@ subtest 'a crash while the collector does not work' => sub {
 	track('before the crash', 5, 6);
 	sql(qq{SELECT absmartly_treatment('{"user_id": $_}', 'before the crash')}) for 6 .. 10;
 	publish_fails(qr/.*status 503/, 'and go on waiting');
-	# an asynchronous commit may lose less than that
-	sleep 2;
+	# what commits asynchronously is on disk when a later commit is
+	ok(await_sql($node, 'SELECT memory_queue_entries FROM absmartly_stat', '0'), 'on disk');
+	sql('CREATE TABLE synchronous ()');
 	$node->stop('immediate');
 	$node->start;
 	$collector->clear_faults('/v1');

@@ -58,7 +58,7 @@ sub goals_of
 
 sub publish
 {
-	return sql(q{SELECT absmartly_publish('60 s')});
+	return sql("SELECT absmartly_publish('$PATIENCE s')");
 }
 
 # What was counted since it was last looked at.

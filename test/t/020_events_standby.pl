@@ -53,7 +53,7 @@ sub publish
 {
 	my ($node) = @_;
 
-	return $node->safe_psql('postgres', q{SELECT absmartly_publish('30 s')});
+	return $node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 }
 
 # Has a server's worker see a setting, before anything depends on it.
@@ -64,7 +64,7 @@ sub set_publishing
 	configure($node, "absmartly.publishing = $value");
 	return await(
 		sub {
-			my (undef, undef, $error) = $node->psql('postgres', 'SELECT absmartly_publish()');
+			my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 			return ($error =~ /is off/) == ($value eq 'off');
 		});
 }
@@ -96,7 +96,7 @@ is(arrived('undone'), '', 'what was rolled back is not there');
 configure($standby, 'absmartly.max_retries = 0');
 $collector->fault('/v1', { match => { method => 'PUT' }, status => 503, times => -1 });
 track($standby, 'in vain', 1, 5);
-fails_with($standby, 'SELECT absmartly_publish();', '08006', qr/status 503/, 'a failure is told');
+fails_with($standby, "SELECT absmartly_publish('$PATIENCE s');", '08006', qr/status 503/, 'a failure is told');
 is($standby->safe_psql('postgres', q{SELECT place, count(*) FROM absmartly_pending_events GROUP BY place}), 'memory|5', 'and nothing is lost by it');
 $collector->clear_faults('/v1');
 is(publish($standby), '5', 'later it works');

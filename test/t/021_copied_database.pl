@@ -55,7 +55,7 @@ sub publish
 {
 	my ($server, $database) = @_;
 
-	return $server->safe_psql($database, q{SELECT absmartly_publish('30 s')});
+	return $server->safe_psql($database, "SELECT absmartly_publish('$PATIENCE s')");
 }
 
 # Waits until the worker of a database publishes, or does not.
@@ -65,7 +65,7 @@ sub await_publishing
 
 	return await(
 		sub {
-			my ($status, undef, $error) = $server->psql($database, 'SELECT absmartly_publish()');
+			my ($status, undef, $error) = $server->psql($database, "SELECT absmartly_publish('$PATIENCE s')");
 			return $value eq 'off' ? $error =~ /is off/ : $status == 0 || $error =~ /status 503/;
 		});
 }
@@ -143,7 +143,7 @@ is($node->safe_psql('copy', 'SELECT absmartly_requeue()'), '0', 'there is nothin
 # copied while the collector fails, and dropped
 $collector->fault('/v1', $down);
 track($node, 'shop', 'in trouble', 1, 10);
-fails_with($node, 'SELECT absmartly_publish();', '08006', qr/status 503/, 'the collector fails', database => 'shop');
+fails_with($node, "SELECT absmartly_publish('$PATIENCE s');", '08006', qr/status 503/, 'the collector fails', database => 'shop');
 $node->safe_psql('postgres', 'CREATE DATABASE second TEMPLATE shop');
 await_foreign($node, 'second', 1, 'in the copy they are foreign');
 await_publishing($node, 'shop', 'on');
@@ -209,11 +209,11 @@ sub moves
 	$collector->fault('/v1', $down);
 	set_publishing($node, 'off', $database) if $how{off};
 	track($node, $database, $goal, 1, 10);
-	$node->psql($database, 'SELECT absmartly_publish()');
+	$node->psql($database, "SELECT absmartly_publish('$PATIENCE s')");
 	# at the new one it fails as well until it is known whether the restart makes a difference
 	$collector->fault('/new/v1', $down) if $how{restart} && !$how{off};
 	turn_to($database, '/new/v1', $how{by_database});
-	$node->psql($database, 'SELECT absmartly_publish()');
+	$node->psql($database, "SELECT absmartly_publish('$PATIENCE s')");
 	if ($how{restart})
 	{
 		is(arrived('/new/v1', $goal), '', 'they wait');

@@ -35,12 +35,12 @@ sub session
 {
 	my ($uid, %options) = @_;
 	my $on = $options{node} // $node;
-	my $session = $on->background_psql($options{database} // 'postgres', on_error_stop => 0, timeout => 180);
+	my $session = $on->background_psql($options{database} // 'postgres', on_error_stop => 0);
 	my $delay = $options{delay} // -1;
 
 	push @open, $session;
 	$session->query_safe("SELECT absmartly_context_create('{\"user_id\": \"$uid\"}', NULL, NULL, '{\"publish_delay\": $delay}')");
-	$session->query_safe(q{SELECT absmartly_context_wait_until_ready('60 s')});
+	$session->query_safe("SELECT absmartly_context_wait_until_ready('$PATIENCE s')");
 	return ($session, $session->query_safe('SELECT absmartly_context_id()'));
 }
 
@@ -67,7 +67,7 @@ sub track
 	return;
 }
 
-sub publish { my ($session) = @_; return run($session, q{SELECT absmartly_context_publish('60 s')}) }
+sub publish { my ($session) = @_; return run($session, "SELECT absmartly_context_publish('$PATIENCE s')") }
 
 # The requests that hold a goal of a name; the numbers of its goals, in order of their coming.
 sub requests_of
@@ -102,7 +102,7 @@ sub outbox
 # Has the worker come to rest after a pass over all that is committed.
 sub settle
 {
-	$node->safe_psql('postgres', q{SELECT absmartly_publish('60 s')});
+	$node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 	return;
 }
 
@@ -154,7 +154,7 @@ sub settle
 	track($session, 'parts', 4);
 	settle();
 	is(arrived('parts'), '1 2 3', 'what comes after it is held again');
-	$session->query_safe(q{SELECT absmartly_context_finalize()});
+	$session->query_safe("SELECT absmartly_context_finalize('$PATIENCE s')");
 	is(arrived('parts'), '1 2 3 4', 'finalize lets go');
 }
 
@@ -268,7 +268,7 @@ sub settle
 	is($node->safe_psql('postgres', q{SELECT count(*) FROM log WHERE event = 'error' AND context->>'id' IS NULL}), '0', 'once');
 	track($other, 'others', 1);
 	like(publish($session), qr/Publish failed: .*status 503/, 'so does the next one');
-	like(run($session, 'SELECT absmartly_context_finalize()'), qr/Publish failed: .*status 503/, 'and finalize');
+	like(run($session, "SELECT absmartly_context_finalize('$PATIENCE s')"), qr/Publish failed: .*status 503/, 'and finalize');
 	$collector->clear_faults('/v1');
 	arrive('others', '1', 'what is not held is sent when it can be');
 	settle();
@@ -282,7 +282,7 @@ sub settle
 	# the caller gives up
 	$collector->fault('/v1', { match => { method => 'PUT' }, hang => 1, times => -1 });
 	track($session, 'cancelled', 1);
-	like(run($session, q{SET statement_timeout = 200; SELECT absmartly_context_publish('60 s')}), qr/statement timeout/, 'a caller that gives up');
+	like(run($session, "SET statement_timeout = 200; SELECT absmartly_context_publish('$PATIENCE s')"), qr/statement timeout/, 'a caller that gives up');
 	$session->query_safe('RESET statement_timeout');
 	like(run($session, q{SELECT absmartly_context_publish('0 s')}), qr/ERROR:  Publish failed/, 'or does not wait');
 	$collector->clear_faults('/v1');
@@ -301,7 +301,7 @@ sub settle
 	my $before = $requests->();
 	like(run($session, q{SELECT absmartly_context_publish('1 s')}), qr/ERROR:  Publish failed: time-out\n.*Last error: .*status 429/, 'another publish waits in vain');
 	is($requests->(), $before, 'and asks for nothing');
-	$node->safe_psql('postgres', 'SELECT absmartly_publish()');
+	$node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 	is(publish($session), '', 'an administrator ends the quiet');
 	is(arrived('quiet'), '1', 'then it arrives');
 }
@@ -330,7 +330,7 @@ sub settle
 
 	track($session, 'obstacle', 1);
 	configure($node, 'absmartly.publishing = off');
-	ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', 'SELECT absmartly_publish()'); $error =~ /is off/ }), 'turned off');
+	ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); $error =~ /is off/ }), 'turned off');
 	like(publish($session), qr/ERROR:  Publish failed: "absmartly\.publishing" is off/, 'a publish fails');
 	configure($node, 'absmartly.publishing = on');
 	settle();
@@ -446,19 +446,19 @@ sub settle
 	$collector->fault('/failing/v1', { match => { method => 'GET' }, hang => 1, times => 1 }, { match => { method => 'GET' }, status => 404, times => -1 });
 	$node->safe_psql('postgres', q{ALTER DATABASE failing SET absmartly.endpoint = '} . $collector->url('/failing/v1') . q{'});
 	create_extension($node, 'failing');
-	ok($collector->wait_for_request(space => '/failing/v1', timeout => 60), 'experiments are asked for');
-	my $session = $node->background_psql('failing', on_error_stop => 0, timeout => 180);
+	ok($collector->wait_for_request(space => '/failing/v1'), 'experiments are asked for');
+	my $session = $node->background_psql('failing', on_error_stop => 0);
 
 	push @open, $session;
 	$session->query_safe(q{SELECT absmartly_context_create('{"user_id": "trent"}')});
 	is($session->query_safe('SELECT absmartly_context_is_ready()'), 'f', 'a context that is not ready');
 	track($session, 'doomed', 1);
-	$node->safe_psql('failing', q{SELECT absmartly_publish('60 s')});
+	$node->safe_psql('failing', "SELECT absmartly_publish('$PATIENCE s')");
 	is($node->safe_psql('failing', 'SELECT held_records + outbox_records FROM absmartly_stat'), '1', 'holds its events');
-	is($session->query_safe(q{SELECT absmartly_context_wait_until_ready('60 s'), absmartly_context_is_failed()}), 't|t', 'it fails');
+	is($session->query_safe("SELECT absmartly_context_wait_until_ready('$PATIENCE s'), absmartly_context_is_failed()"), 't|t', 'it fails');
 	is($session->query_safe('SELECT absmartly_context_pending()'), '1', 'and has its events still');
 	ok(await_sql($node, 'SELECT held_records + outbox_records FROM absmartly_stat', '0', database => 'failing'), 'which the worker has dropped');
-	$session->query_safe(q{SELECT absmartly_context_publish()});
+	$session->query_safe("SELECT absmartly_context_publish('$PATIENCE s')");
 	is($session->query_safe('SELECT absmartly_context_pending()'), '0', 'a publish forgets them');
 	is(scalar(() = $collector->goals(space => '/failing/v1', name => 'doomed')), 0, 'they are not sent');
 }
@@ -535,7 +535,7 @@ EOT
 	track($session, 'restarted', 1);
 	settle();
 	configure($node, 'absmartly.publishing = off');
-	ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', 'SELECT absmartly_publish()'); $error =~ /is off/ }), 'turned off');
+	ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); $error =~ /is off/ }), 'turned off');
 	$node->restart;
 	is(stat_of($node, 'held_records'), '1', 'what is held outlasts a restart');
 	configure($node, 'absmartly.publishing = on');
@@ -555,7 +555,7 @@ EOT
 	track($session, 'standby', 1, 2);
 	$standby->safe_psql('postgres', q{SELECT absmartly_track('{"user_id": 1}', 'passing', '{"n": 1}')});
 	arrive('passing', '1', 'on a standby others are not kept up');
-	$standby->safe_psql('postgres', q{SELECT absmartly_publish('60 s')});
+	$standby->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 	is(arrived('standby'), '', 'by what is held');
 	is(outbox($id, $standby), 'memory waiting|2', 'in memory');
 	is(publish($session), '', 'published');
@@ -566,7 +566,7 @@ EOT
 	arrive('standby', '1 2 3', 'so does what a session leaves');
 	($session) = session('sybil', node => $standby);
 	track($session, 'standby', 4);
-	$standby->safe_psql('postgres', q{SELECT absmartly_publish('60 s')});
+	$standby->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 	$standby->stop;
 	arrive('standby', '1 2 3 4', 'and what is held when it stops');
 }

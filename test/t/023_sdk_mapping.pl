@@ -145,7 +145,7 @@ for ([ 'README.md', 'Port code from another SDK' ], [ 'doc/reference.md', 'Sessi
 
 # what all of that has led to
 my $goals = sub { $collector->goals(space => '/v1', name => $_[0]) };
-is($node->safe_psql('postgres', q{SELECT absmartly_publish('30 s') >= 0}), 't', 'everything is delivered');
+is($node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s') >= 0"), 't', 'everything is delivered');
 is(scalar $goals->('logout'), 1, 'a goal of the document is there, once');
 is(scalar(grep { $_->{properties} && $_->{properties}{amount} == 64.5 && $_->{historic} } $goals->('payment')), 1, 'and a historic one');
 

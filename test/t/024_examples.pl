@@ -112,7 +112,7 @@ SET parallel_tuple_cost = 0;
 EXPLAIN SELECT a.variant FROM nightly_batch.users AS u CROSS JOIN LATERAL absmartly_assignments(jsonb_build_object('user_id', u.id)) AS a
 EOT
 run_example('nightly-batch', @arguments, saying => 'nightly-batch runs again');
-is($node->safe_psql('postgres', q{SELECT absmartly_publish('60 s')}), '0', 'nobody was exposed');
+is($node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"), '0', 'nobody was exposed');
 is(scalar($collector->requests(method => 'PUT')), 0, 'nothing was sent');
 
 # historic-backfill
@@ -159,7 +159,7 @@ my @as_other = (database => 'other', user => 'shopkeeper');
 is($error, '', 'without a word of complaint');
 run_example('nightly-batch', @as_other, @arguments, saying => 'so does nightly-batch');
 run_example('historic-backfill', @as_other, arguments => [ '-v', 'rows=80' ], saying => 'and historic-backfill');
-$node->safe_psql('other', q{SELECT ab.absmartly_publish('60 s')});
+$node->safe_psql('other', "SELECT ab.absmartly_publish('$PATIENCE s')");
 is(scalar(goals('payment', '/other/v1')), 2 + 79, 'their goals arrive');
 my @unknown = exposures('local_payment_methods', '/other/v1');
 is(scalar @unknown, 3 + 80, 'so do their exposures');

@@ -295,7 +295,7 @@ sub finish
 	return if !$session;
 	$collector->clear_faults($client->{space});
 	$session->query('DISCARD ALL;');
-	$session->query(q{SELECT absmartly_publish('20 s');});
+	$session->query("SELECT absmartly_publish('$PATIENCE s');");
 	$session->quit;
 	return;
 }

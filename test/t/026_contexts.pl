@@ -176,7 +176,7 @@ SELECT 'second ' || absmartly_context_pending();
 EOT
 arrive('p1; p2', 'each time');
 my $preparing = session();
-in_session($preparing, "$held\nBEGIN;\nSELECT absmartly_context_track('p3');\nSELECT absmartly_context_publish();\nPREPARE TRANSACTION 'p';\nCOMMIT PREPARED 'p'");
+in_session($preparing, "$held\nBEGIN;\nSELECT absmartly_context_track('p3');\nSELECT absmartly_context_publish('$PATIENCE s');\nPREPARE TRANSACTION 'p';\nCOMMIT PREPARED 'p'");
 arrive('p3', 'what a prepared transaction has published follows its commit');
 $preparing->quit;
 
@@ -189,31 +189,31 @@ in_session($counting, "SET lock_timeout = '5s'");
 is(in_session($counting, "SELECT absmartly_context_set_attribute('late', 1);\nBEGIN;\nSELECT absmartly_track('{\"user_id\": 1}', 'one-shot');\nSELECT absmartly_context_set_attribute('later', 2);\nCOMMIT;\nSELECT 'done'"),
 	'done', 'setting and committing do not look into the outbox');
 in_session($locker, 'ROLLBACK');
-is(in_session($counting, "SELECT absmartly_context_publish();\nSELECT absmartly_context_pending()"), '0', 'publish does');
+is(in_session($counting, "SELECT absmartly_context_publish('$PATIENCE s');\nSELECT absmartly_context_pending()"), '0', 'publish does');
 my ($prepared) = grep { ($_->{goals}[0]{name} // '') eq 'prepared' } $collector->publish_requests(space => '/v1');
 is(join(' ', map { $_->{name} } @{ $prepared->{attributes} }), 'late later', 'and what was set is sent');
 $_->quit for $locker, $counting;
-$node->safe_psql('postgres', 'SELECT absmartly_publish()');
+$node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 $collector->forget('/v1');
 
 # publish and finalize inside a transaction
 my $session = session();
 in_session($session, $held);
 in_session($session, q{SELECT absmartly_context_track('before')});
-is(in_session($session, "BEGIN;\nSELECT absmartly_context_track('inside');\nSELECT absmartly_context_publish();\nSELECT absmartly_context_pending()"),
+is(in_session($session, "BEGIN;\nSELECT absmartly_context_track('inside');\nSELECT absmartly_context_publish('$PATIENCE s');\nSELECT absmartly_context_pending()"),
 	'1', 'publish does not wait for its own transaction, whose events stay pending');
 is(arrived(), 'before', 'but has sent what was committed');
 in_session($session, 'COMMIT');
 arrive('before; inside', 'the others follow the commit');
 ok(await(sub { in_session($session, 'SELECT absmartly_context_pending()') eq '0' }), 'and are pending no more');
 in_session($session, q{SELECT absmartly_context_track('held')});
-in_session($session, "BEGIN;\nSELECT absmartly_context_track('undone');\nSELECT absmartly_context_publish();\nROLLBACK");
+in_session($session, "BEGIN;\nSELECT absmartly_context_track('undone');\nSELECT absmartly_context_publish('$PATIENCE s');\nROLLBACK");
 is(in_session($session, 'SELECT absmartly_context_pending()'), '0', 'a rollback leaves nothing');
 arrive('held', 'nor sends anything');
 in_session($session, q{SELECT absmartly_context_track('still held')});
 is(in_session($session, 'SELECT absmartly_context_pending()'), '1', 'what comes later is held again');
 in_session($session, "BEGIN;\nSELECT absmartly_context_track('last')");
-is(in_session($session, "SELECT absmartly_context_finalize();\nSELECT absmartly_context_is_finalized() OR absmartly_context_is_finalizing()"),
+is(in_session($session, "SELECT absmartly_context_finalize('$PATIENCE s');\nSELECT absmartly_context_is_finalized() OR absmartly_context_is_finalizing()"),
 	't', 'finalize seals at once');
 like(in_session($session, "SAVEPOINT s;\nSELECT absmartly_context_track('too late')"), qr/^ABSmartly Context is finali(?:zed|zing)\.$/, 'nothing can be added');
 in_session($session, "ROLLBACK TO s;\nCOMMIT");
@@ -261,7 +261,7 @@ is($node->safe_psql('postgres', q{SELECT absmartly_track('{"user_id": 1}', 'by t
 ok(await_sql($node, "SELECT status, contexts FROM absmartly_outbox WHERE context_id = '$id'", 'held|1'), 'absmartly_outbox shows that it is held');
 is($node->safe_psql('postgres', "SELECT goal FROM absmartly_pending_events WHERE context_id = '$id'"), 'held', 'and absmartly_pending_events its goal');
 $collector->forget('/v1');
-in_session($session, 'SELECT absmartly_context_close()');
+in_session($session, "SELECT absmartly_context_close('$PATIENCE s')");
 arrive('held', 'close does');
 $session->quit;
 
@@ -282,10 +282,10 @@ for my $number (0 .. 2)
 		"$number|$number|user $number|2", "session $number has its own context");
 }
 is($node->safe_psql('postgres', q{SELECT count(DISTINCT context_id) FROM absmartly_pending_events}), '3', 'each context has an id');
-in_session($sessions[1], 'SELECT absmartly_context_publish()');
+in_session($sessions[1], "SELECT absmartly_context_publish('$PATIENCE s')");
 arrive('exp goal 1', 'publish sends those of its own context');
 is(join(' ', map { in_session($sessions[$_], 'SELECT absmartly_context_pending()') } 0 .. 2), '2 0 2', 'no others');
-in_session($sessions[$_], 'SELECT absmartly_context_publish()') for 0, 2;
+in_session($sessions[$_], "SELECT absmartly_context_publish('$PATIENCE s')") for 0, 2;
 my %unit_of = map { $_->{goals}[0]{name} => $_->{units}[0]{uid} } $collector->publish_requests(space => '/v1');
 is($unit_of{"goal $_"}, $node->safe_psql('postgres', "SELECT absmartly_hash_unit('user $_'::text)"), "the request of session $_ has its unit") for 0, 2;
 $_->quit for @sessions;
@@ -299,25 +299,25 @@ my ($idle, $used) = (session(), session());
 my $fetches = sub { scalar grep { $_->{operation} eq 'context' } $collector->requests(space => '/v1', method => 'GET') };
 my $fetched = $fetches->();
 in_session($_, $held) for $idle, $used;
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 is($fetches->() - $fetched, 1, 'where there is data, contexts are made without a fetch');
 is(in_session($used, q{SELECT absmartly_context_experiments()}), '["exp", "second", "third"]', 'a context has the data of its creation');
 for my $version (1 .. 10)
 {
 	$collector->set_data('/v1', experiments(experiment("version $version", fullOnVariant => 1)));
-	$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+	$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 	is(in_session($used, q{SELECT absmartly_context_peek_treatment('version ' || i), absmartly_context_peek_treatment('exp') IN (0, 1) FROM generate_series(1, 10) AS i LIMIT 1}), '0|t',
 		"newer data does not reach it: $version") if $version % 5 == 0;
 }
 ok(await(sub { stat_of($node, 'data_versions') <= 2 }), 'a session that does nothing keeps no more than the version that its context has');
 is(in_session($_, q{SELECT absmartly_context_experiments(), absmartly_context_treatment('exp') IN (0, 1)}), '["exp", "second", "third"]|t', 'contexts still have theirs') for $idle, $used;
 ok(await_sql($node, 'SELECT data_versions FROM absmartly_stat', '1'), 'no old version is kept in shared memory for a session that goes on');
-is(in_session($used, "SELECT absmartly_context_refresh();\nSELECT absmartly_context_experiments(), absmartly_context_treatment('version 10')"), '["version 10"]|1',
+is(in_session($used, "SELECT absmartly_context_refresh('$PATIENCE s');\nSELECT absmartly_context_experiments(), absmartly_context_treatment('version 10')"), '["version 10"]|1',
 	'until it is refreshed');
 is(in_session($idle, 'SELECT absmartly_context_experiments()'), '["exp", "second", "third"]', 'by itself');
-is(in_session($used, "SELECT absmartly_context_refresh();\nSELECT absmartly_context_experiments()"), '["version 10"]', 'refresh succeeds without news');
+is(in_session($used, "SELECT absmartly_context_refresh('$PATIENCE s');\nSELECT absmartly_context_experiments()"), '["version 10"]', 'refresh succeeds without news');
 $collector->fault('/v1', { match => { method => 'GET' }, status => 404, times => 1 });
-like(in_session($used, 'SELECT absmartly_context_refresh()'), qr/status 404/, 'a refresh that fails says why');
+like(in_session($used, "SELECT absmartly_context_refresh('$PATIENCE s')"), qr/status 404/, 'a refresh that fails says why');
 is(in_session($used, 'SELECT absmartly_context_experiments(), absmartly_context_is_failed()'), '["version 10"]|f', 'and changes nothing');
 $_->quit for $idle, $used;
 $collector->forget('/v1');
@@ -328,17 +328,17 @@ in_session($refreshing, q{SELECT absmartly_context_create('{"user_id": 1}', opti
 in_session($still, q{SELECT absmartly_context_create('{"user_id": 1}', options => '{"refresh_interval": 0}')});
 is(in_session($_, 'SELECT absmartly_context_experiments()'), '["version 10"]', 'two contexts') for $refreshing, $still;
 $collector->set_data('/v1', $plain);
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 ok(await(sub { in_session($refreshing, 'SELECT absmartly_context_experiments()') eq '["exp", "second", "third"]' }), 'with a refresh_interval it comes to newer data');
 is(in_session($still, 'SELECT absmartly_context_experiments()'), '["version 10"]', 'without it it does not');
-in_session($refreshing, 'SELECT absmartly_context_finalize()');
+in_session($refreshing, "SELECT absmartly_context_finalize('$PATIENCE s')");
 $collector->set_data('/v1', experiments(experiment('too late')));
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 select undef, undef, undef, 0.3;
 is(in_session($refreshing, 'SELECT absmartly_context_experiments()'), '["exp", "second", "third"]', 'not once it is finalized');
 $_->quit for $refreshing, $still;
 $collector->set_data('/v1', $plain);
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 
 # data that changes all the time: whatever a context sees is of one version
 my $churn = session();
@@ -389,7 +389,7 @@ ok(await_sql($node, 'SELECT data_versions FROM absmartly_stat', '1'), 'and no ve
 
 configure($node, 'absmartly.publish_delay = 10min');
 ok(await(sub { $node->safe_psql('postgres', 'SHOW absmartly.publish_delay') eq '10min' }), 'events in general wait for long');
-$node->safe_psql('postgres', 'SELECT absmartly_publish()');
+$node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 $collector->forget('/v1');
 my ($quick, $usual) = (session(), session());
 in_session($usual, q{SELECT absmartly_context_create('{"user_id": 1}')});
@@ -400,7 +400,7 @@ in_session($quick, q{SELECT absmartly_context_track('quick')});
 ok(await(sub { arrived() =~ /quick/ }), 'a context with a publish_delay of its own does not');
 cmp_ok(time - $tracked, '>=', 0.05, 'but for as long as that says');
 ok(await(sub { in_session($quick, 'SELECT absmartly_context_pending()') eq '0' }), 'its events are delivered');
-in_session($usual, 'SELECT absmartly_context_publish()');
+in_session($usual, "SELECT absmartly_context_publish('$PATIENCE s')");
 is(join(' ', sort split /;? /, arrived()), 'quick usual', 'the others are published on request');
 $_->quit for $quick, $usual;
 $collector->forget('/v1');
@@ -412,7 +412,7 @@ in_session($slow, q{SELECT absmartly_context_track('slow')});
 $node->safe_psql('postgres', q{SELECT absmartly_track('{"user_id": 1}', 'other')});
 arrive('other', 'a context with a longer delay is not sent with others');
 is(in_session($slow, 'SELECT absmartly_context_pending()'), '1', 'but waits');
-in_session($slow, 'SELECT absmartly_context_publish()');
+in_session($slow, "SELECT absmartly_context_publish('$PATIENCE s')");
 arrive('slow', 'until it publishes');
 $slow->quit;
 
@@ -422,7 +422,7 @@ $slow->quit;
 
 $collector->set_data('/new/v1', experiments(experiment('new')));
 $collector->set_data('/v1', $plain);
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 $session = session();
 in_session($session, $held);
 is(in_session($session, q{SELECT absmartly_context_experiments()}), '["exp", "second", "third"]', 'a context');
@@ -431,10 +431,10 @@ $node->safe_psql('postgres', "ALTER DATABASE postgres SET absmartly.endpoint = '
 ok(await_sql($node, 'SELECT name FROM absmartly_experiments', 'new'), 'the database has another endpoint');
 is(in_session($session, q{SELECT absmartly_context_experiments(), absmartly_context_treatment('exp') IN (0, 1), absmartly_context_is_failed()}),
 	'["exp", "second", "third"]|t|f', 'the context keeps its data');
-in_session($session, q{SELECT absmartly_context_publish()});
+in_session($session, "SELECT absmartly_context_publish('$PATIENCE s')");
 arrive('exp before', 'its events go to the new endpoint', '/new/v1');
 is(arrived('/v1'), '', 'not to the former one');
-is(in_session($session, "SELECT absmartly_context_refresh();\nSELECT absmartly_context_experiments()"), '["new"]', 'as does its refresh');
+is(in_session($session, "SELECT absmartly_context_refresh('$PATIENCE s');\nSELECT absmartly_context_experiments()"), '["new"]', 'as does its refresh');
 $session->quit;
 $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET absmartly.endpoint');
 ok(await_sql($node, 'SELECT count(*) FROM absmartly_experiments', '3'), 'back');
@@ -449,15 +449,15 @@ $node->safe_psql('postgres', "ALTER DATABASE failing SET absmartly.endpoint = '"
 create_extension($node, 'failing');
 my $failing = session('failing');
 in_session($failing, $held);
-is(in_session($failing, q{SELECT absmartly_context_wait_until_ready('60 s'), absmartly_context_is_ready(), absmartly_context_is_failed()}), 't|t|t', 'a load that fails makes a failed context');
+is(in_session($failing, "SELECT absmartly_context_wait_until_ready('$PATIENCE s'), absmartly_context_is_ready(), absmartly_context_is_failed()"), 't|t|t', 'a load that fails makes a failed context');
 like(in_session($failing, 'SELECT absmartly_context_ready_error()'), qr/status 404.*no such application/, 'which tells why');
 is(in_session($failing, q{SELECT absmartly_context_data(), absmartly_context_experiments(), absmartly_context_variable_keys(), absmartly_context_variable_value('colour', 'none')}),
 	'{}|[]|{}|none', 'it has no experiments');
 in_session($failing, q{SELECT absmartly_context_set_override('exp', 3), absmartly_context_track('lost')});
 is(in_session($failing, q{SELECT absmartly_context_treatment('exp'), absmartly_context_treatment('other'), absmartly_context_pending()}), '3|0|3', 'but overrides, and events');
 is(answers(q{SELECT absmartly_context_create('{"user_id": 1}'); SELECT absmartly_context_is_failed(), absmartly_context_treatment('exp') IN (0, 1)}), 'f|t', 'other databases are well');
-is(in_session($failing, "SELECT absmartly_context_refresh();\nSELECT absmartly_context_is_failed()"), 't', 'its refresh does nothing');
-is(in_session($failing, "SELECT absmartly_context_publish();\nSELECT absmartly_context_pending()"), '0', 'its publish discards events');
+is(in_session($failing, "SELECT absmartly_context_refresh('$PATIENCE s');\nSELECT absmartly_context_is_failed()"), 't', 'its refresh does nothing');
+is(in_session($failing, "SELECT absmartly_context_publish('$PATIENCE s');\nSELECT absmartly_context_pending()"), '0', 'its publish discards events');
 # one that has gone before the worker can see that it has failed
 my $hasty = session('failing');
 my $failures = stat_of($node, 'fetch_failures', 'failing');
@@ -472,14 +472,14 @@ ok(await_sql($node, "SELECT count(*) FROM pg_stat_activity WHERE pid = $hasty_pi
 kill 'CONT', $worker;
 $collector->clear_faults('/failing/v1');
 $collector->set_data('/failing/v1', $plain);
-$node->safe_psql('failing', 'SELECT absmartly_refresh()');
+$node->safe_psql('failing', "SELECT absmartly_refresh('$PATIENCE s')");
 is(answers(q{SELECT absmartly_context_create('{"user_id": 1}'); SELECT absmartly_context_is_failed(), absmartly_context_peek_treatment('exp') IN (0, 1)}, database => 'failing'),
 	'f|t', 'once there is data the next context is well');
 is(in_session($failing, q{SELECT absmartly_context_is_failed(), absmartly_context_treatment('second'), absmartly_context_experiments()}), 't|0|[]', 'this one is not revived');
 in_session($failing, q{SELECT absmartly_context_track('lost as well')});
-is(in_session($failing, "SELECT absmartly_context_finalize();\nSELECT absmartly_context_is_finalized(), absmartly_context_pending()"), 't|0', 'it can be finalized');
+is(in_session($failing, "SELECT absmartly_context_finalize('$PATIENCE s');\nSELECT absmartly_context_is_finalized(), absmartly_context_pending()"), 't|0', 'it can be finalized');
 $failing->quit;
-$node->safe_psql('failing', 'SELECT absmartly_publish()');
+$node->safe_psql('failing', "SELECT absmartly_publish('$PATIENCE s')");
 is(arrived('/failing/v1'), '', 'none of its events was sent');
 
 # a context that waits for its data
@@ -492,12 +492,12 @@ my $waiting = session('waiting');
 in_session($waiting, q{SELECT absmartly_context_create('{"user_id": 1}', options => '{"publish_delay": -1}')});
 is(in_session($waiting, q{SELECT absmartly_context_is_ready(), absmartly_context_wait_until_ready('50 ms'), absmartly_context_treatment('exp'), absmartly_context_pending()}), 'f|f|0|0',
 	'until data comes a context is not ready');
-is(in_session($waiting, 'SELECT absmartly_context_publish()'), 'ABSmartly Context is not yet ready.', 'it can not publish');
-is(in_session($waiting, 'SELECT absmartly_context_refresh()'), 'ABSmartly Context is not yet ready.', 'or refresh');
+is(in_session($waiting, "SELECT absmartly_context_publish('$PATIENCE s')"), 'ABSmartly Context is not yet ready.', 'it can not publish');
+is(in_session($waiting, "SELECT absmartly_context_refresh('$PATIENCE s')"), 'ABSmartly Context is not yet ready.', 'or refresh');
 in_session($waiting, q{SELECT absmartly_context_track('early')});
 my $setter = session('waiting');
 is(in_session($setter, "SELECT absmartly_set_context_data('$plain')"), '', 'data is set by another session');
-is(in_session($waiting, q{SELECT absmartly_context_wait_until_ready('60 s'), absmartly_context_is_failed(), absmartly_context_treatment('exp') IN (0, 1), absmartly_context_pending()}), 't|f|t|2',
+is(in_session($waiting, "SELECT absmartly_context_wait_until_ready('$PATIENCE s'), absmartly_context_is_failed(), absmartly_context_treatment('exp') IN (0, 1), absmartly_context_pending()"), 't|f|t|2',
 	'then it is, with what was recorded before');
 $_->quit for $waiting, $setter;
 $collector->clear_faults('/waiting/v1');
@@ -514,15 +514,15 @@ in_session($session, q{SELECT absmartly_context_track('stubborn')});
 $collector->forget('/v1');
 $collector->fault('/v1', { match => { method => 'PUT' }, status => 503, body => 'closed', times => -1 });
 like(in_session($session, 'SELECT absmartly_context_publish()'), qr/^Publish failed: .*status 503: "closed"/, 'publish tells why it fails');
-fails_with($node, "$held SELECT absmartly_context_track('stubborn'); SELECT absmartly_context_publish();", '08006', qr/Publish failed: /, 'as 08006');
+fails_with($node, "$held SELECT absmartly_context_track('stubborn'); SELECT absmartly_context_publish('$PATIENCE s');", '08006', qr/Publish failed: /, 'as 08006');
 is(in_session($session, 'SELECT absmartly_context_pending(), absmartly_context_is_finalized()'), '1|f', 'and leaves all as it was');
-like(in_session($session, 'SELECT absmartly_context_finalize()'), qr/^Publish failed: /, 'so does finalize');
+like(in_session($session, "SELECT absmartly_context_finalize('$PATIENCE s')"), qr/^Publish failed: /, 'so does finalize');
 is(in_session($session, 'SELECT absmartly_context_is_finalizing(), absmartly_context_is_finalized(), absmartly_context_pending()'), 'f|f|1', 'which gives the context back');
 is(in_session($session, "SELECT absmartly_context_track('more');\nSELECT absmartly_context_pending()"), '2', 'as usable as before');
 $collector->clear_faults('/v1');
 ok(await(sub { arrived() =~ /stubborn/ }), 'events of a session that has ended arrive when they can');
 is(in_session($session, 'SELECT absmartly_context_pending()'), '2', 'those of the context are held again');
-in_session($session, 'SELECT absmartly_context_publish()');
+in_session($session, "SELECT absmartly_context_publish('$PATIENCE s')");
 is(in_session($session, 'SELECT absmartly_context_pending()'), '0', 'until it publishes');
 arrive('stubborn; stubborn more', 'once each');
 
@@ -531,18 +531,18 @@ $collector->fault('/v1', { match => { method => 'PUT' }, hang => 1, times => 1 }
 in_session($session, q{SELECT absmartly_context_track('late')});
 like(in_session($session, q{SELECT absmartly_context_publish('200 ms')}), qr/\S/, 'a publish that takes too long is an error');
 is(in_session($session, 'SELECT absmartly_context_pending()'), '1', 'which loses nothing');
-like(in_session($session, q{SET statement_timeout = 200; SELECT absmartly_context_publish('60 s')}), qr/statement timeout/, 'it can be interrupted');
+like(in_session($session, "SET statement_timeout = 200; SELECT absmartly_context_publish('$PATIENCE s')"), qr/statement timeout/, 'it can be interrupted');
 in_session($session, 'RESET statement_timeout');
 $collector->clear_faults('/v1');
-ok(await(sub { in_session($session, 'SELECT absmartly_context_publish()') eq '' }), 'later it goes through');
+ok(await(sub { in_session($session, "SELECT absmartly_context_publish('$PATIENCE s')") eq '' }), 'later it goes through');
 ok(arrived() =~ /^late(?:; late)?$/, 'the event arrives') || diag(arrived());
 $collector->forget('/v1');
 $session->quit;
 
 # nothing can be sent
 configure($node, 'absmartly.publishing = off');
-ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', 'SELECT absmartly_publish()'); $error =~ /is off/ }), 'publishing is off');
-fails_with($node, "$held SELECT absmartly_context_track('kept'); SELECT absmartly_context_publish();", '55000', qr/publish/, 'then publish is refused');
+ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); $error =~ /is off/ }), 'publishing is off');
+fails_with($node, "$held SELECT absmartly_context_track('kept'); SELECT absmartly_context_publish('$PATIENCE s');", '55000', qr/publish/, 'then publish is refused');
 configure($node, 'absmartly.publishing = on');
 arrive('kept', 'and nothing is lost');
 
@@ -589,7 +589,7 @@ in_session($session, $_) for $calls, $refreshes, $calls;
 cmp_ok($after - $before, '<', 64 * 1024, 'nor do many calls and refreshes of one context');
 cmp_ok($rss_after - $rss_before, '<', 1024, 'in all');
 $session->quit;
-$node->safe_psql('postgres', 'SELECT absmartly_publish()');
+$node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 ok(await_sql($node, 'SELECT outbox_records FROM absmartly_stat', '0'), 'all was delivered');
 
 #
@@ -609,9 +609,9 @@ in_session($session, q{SELECT absmartly_context_track('on the standby'), absmart
 is(in_session($session, 'SELECT absmartly_context_pending()'), '2', 'has events');
 $standby->safe_psql('postgres', q{SELECT absmartly_track('{"user_id": 1}', 'one-shot')});
 arrive('one-shot', 'which wait while others are sent');
-is(in_session($session, "SELECT absmartly_context_publish();\nSELECT absmartly_context_pending()"), '0', 'and are published');
+is(in_session($session, "SELECT absmartly_context_publish('$PATIENCE s');\nSELECT absmartly_context_pending()"), '0', 'and are published');
 arrive('exp on the standby', 'in one request');
-is(in_session($session, "SELECT absmartly_context_refresh();\nSELECT absmartly_context_is_failed()"), 'f', 'refresh works');
+is(in_session($session, "SELECT absmartly_context_refresh('$PATIENCE s');\nSELECT absmartly_context_is_failed()"), 'f', 'refresh works');
 in_session($session, q{SELECT absmartly_context_track('left')});
 $session->quit;
 arrive('left', 'the end of a session sends what it has left');
@@ -621,7 +621,7 @@ $standby->stop;
 # Without preloading
 #
 
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 $node->adjust_conf('postgresql.conf', 'shared_preload_libraries', "''");
 $node->restart;
 $session = session();
@@ -630,11 +630,11 @@ is(in_session($session, q{SELECT absmartly_context_is_ready(), absmartly_context
 	absmartly_context_experiments()}), 't|f|t|t|["exp", "second", "third"]', 'without preloading a context has the data of the file');
 in_session($session, q{SELECT absmartly_context_track('not preloaded')});
 is(in_session($session, 'SELECT absmartly_context_pending()'), '2', 'and events');
-fails_with($node, "$held SELECT absmartly_context_track('not preloaded'); SELECT absmartly_context_publish();", '55000', qr/HINT:  Add absmartly to "shared_preload_libraries"/, 'to publish them takes a worker');
-fails_with($node, "$held SELECT absmartly_context_refresh();", '55000', qr/HINT:  Add absmartly to "shared_preload_libraries"/, 'so does a refresh');
+fails_with($node, "$held SELECT absmartly_context_track('not preloaded'); SELECT absmartly_context_publish('$PATIENCE s');", '55000', qr/HINT:  Add absmartly to "shared_preload_libraries"/, 'to publish them takes a worker');
+fails_with($node, "$held SELECT absmartly_context_refresh('$PATIENCE s');", '55000', qr/HINT:  Add absmartly to "shared_preload_libraries"/, 'so does a refresh');
 in_session($session, q{BEGIN; SELECT absmartly_context_track('undone'); ROLLBACK});
 is(in_session($session, 'SELECT absmartly_context_pending(), absmartly_context_is_finalized()'), '2|f', 'all stays as it is');
-is(answers("$held SELECT absmartly_context_finalize(); SELECT absmartly_context_is_finalized()"), 't', 'a context without events can be finalized');
+is(answers("$held SELECT absmartly_context_finalize('$PATIENCE s'); SELECT absmartly_context_is_finalized()"), 't', 'a context without events can be finalized');
 $session->quit;
 $node->adjust_conf('postgresql.conf', 'shared_preload_libraries', "'absmartly'");
 $node->restart;

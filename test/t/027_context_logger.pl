@@ -91,15 +91,15 @@ in_session($session, $_) for
 is(logged($id), 'ready', 'of peeking, units, attributes and overrides nobody is told');
 in_session($session, q{SELECT absmartly_context_treatment('exp'), absmartly_context_track('signup', '{"n": 1}'), absmartly_context_treatment('exp'), absmartly_context_variable_value('size', 'none')});
 is(logged($id), 'ready, exposure, goal, exposure', 'exposures and goals are told when they are recorded');
-in_session($session, q{SELECT absmartly_context_publish()});
+in_session($session, "SELECT absmartly_context_publish('$PATIENCE s')");
 is(logged($id), 'ready, exposure, goal, exposure, publish', 'a publish before its caller goes on');
-in_session($session, q{SELECT absmartly_context_publish()});
+in_session($session, "SELECT absmartly_context_publish('$PATIENCE s')");
 is(logged($id), 'ready, exposure, goal, exposure, publish', 'one of nothing is none');
-in_session($session, q{SELECT absmartly_context_refresh()});
+in_session($session, "SELECT absmartly_context_refresh('$PATIENCE s')");
 is(logged($id), 'ready, exposure, goal, exposure, publish, refresh', 'a refresh that brings no news is one');
 in_session($session, q{SELECT absmartly_context_track('last')});
-in_session($session, q{SELECT absmartly_context_finalize()});
-in_session($session, q{SELECT absmartly_context_finalize()});
+in_session($session, "SELECT absmartly_context_finalize('$PATIENCE s')");
+in_session($session, "SELECT absmartly_context_finalize('$PATIENCE s')");
 is(logged($id), 'ready, exposure, goal, exposure, publish, refresh, goal, publish, finalize', 'the end comes once, after the publish');
 
 is($node->safe_psql('postgres', "SELECT DISTINCT context->>'source', context->>'database' FROM event_log WHERE context->>'id' = '$id'"), 'context|postgres', 'all are of the context');
@@ -135,9 +135,9 @@ my $late = session('late');
 my $late_events = "SELECT string_agg(event, ', ' ORDER BY n) FROM event_log WHERE context->>'id' = ";
 new_context($late);
 my $late_id = in_session($late, 'SELECT absmartly_context_id()');
-in_session($late, q{SELECT absmartly_context_wait_until_ready('60 s')});
+in_session($late, "SELECT absmartly_context_wait_until_ready('$PATIENCE s')");
 is(in_session($late, "$late_events '$late_id'"), 'ready', 'a context is ready once');
-in_session($late, q{SELECT absmartly_context_wait_until_ready(), absmartly_context_treatment('exp')});
+in_session($late, "SELECT absmartly_context_wait_until_ready('$PATIENCE s'), absmartly_context_treatment('exp')");
 is(in_session($late, "$late_events '$late_id'"), 'ready, exposure', 'and before its first exposure');
 new_context($late, qq{SELECT absmartly_context_create('{}', data => '$data')});
 $late_id = in_session($late, 'SELECT absmartly_context_id()');
@@ -149,13 +149,13 @@ $node->safe_psql('postgres', "ALTER DATABASE late SET absmartly.endpoint = '" . 
 $late = session('late');
 new_context($late);
 $late_id = in_session($late, 'SELECT absmartly_context_id()');
-is(in_session($late, q{SELECT absmartly_context_wait_until_ready('60 s'), absmartly_context_is_failed()}), 't|t', 'a load fails');
+is(in_session($late, "SELECT absmartly_context_wait_until_ready('$PATIENCE s'), absmartly_context_is_failed()"), 't|t', 'a load fails');
 is(in_session($late, "$late_events '$late_id'"), 'error', 'which is told as an error, and nothing else');
 is(in_session($late, "SELECT data #>> '{}' = absmartly_context_ready_error(), context->>'source', context->>'pid' = pg_backend_pid()::text FROM event_log WHERE context->>'id' = '$late_id'"),
 	't|context|t', 'the one that the context tells, in its session');
-in_session($late, q{SELECT absmartly_context_treatment('exp'), absmartly_context_publish(), absmartly_context_refresh()});
+in_session($late, "SELECT absmartly_context_treatment('exp'), absmartly_context_publish('$PATIENCE s'), absmartly_context_refresh('$PATIENCE s')");
 is(in_session($late, "$late_events '$late_id'"), 'error, exposure', 'a failed context tells of exposures, but neither publishes nor refreshes');
-in_session($late, q{SELECT absmartly_context_finalize()});
+in_session($late, "SELECT absmartly_context_finalize('$PATIENCE s')");
 is(in_session($late, "$late_events '$late_id'"), 'error, exposure, finalize', 'it ends like others');
 $late->quit;
 $node->safe_psql('postgres', 'DROP DATABASE late');
@@ -166,33 +166,33 @@ $node->safe_psql('postgres', 'DROP DATABASE late');
 
 $id = new_context($session);
 $collector->fault('/v1', { match => { method => 'GET' }, status => 404, times => -1 });
-like(in_session($session, 'SELECT absmartly_context_refresh()'), qr/status 404/, 'a refresh fails');
+like(in_session($session, "SELECT absmartly_context_refresh('$PATIENCE s')"), qr/status 404/, 'a refresh fails');
 $collector->clear_faults('/v1');
 is(logged($id), 'ready, error', 'which is told, though the session\'s transaction is undone');
 like(logged($id, "context->>'id' = '$id' AND event = 'error'", q{context->>'source', data}), qr/^context ".*status 404.*"$/, 'with its text, as of the context');
 in_session($session, q{SELECT absmartly_context_track('kept')});
 $collector->fault('/v1', { match => { method => 'PUT' }, status => 503, body => 'closed', times => -1 });
-like(in_session($session, 'SELECT absmartly_context_publish()'), qr/^Publish failed: /, 'a publish fails');
+like(in_session($session, "SELECT absmartly_context_publish('$PATIENCE s')"), qr/^Publish failed: /, 'a publish fails');
 is(logged($id), 'ready, error, goal, error', 'which is told before its caller goes on');
 like(logged($id, "context->>'id' = '$id' AND event = 'error' AND data::text LIKE '%503%'", q{context->>'source', data}), qr/^context ".*status 503.*"$/, 'with its text');
-like(in_session($session, 'SELECT absmartly_context_finalize()'), qr/^Publish failed: /, 'finalize as well');
+like(in_session($session, "SELECT absmartly_context_finalize('$PATIENCE s')"), qr/^Publish failed: /, 'finalize as well');
 is(logged($id), 'ready, error, goal, error, error', 'each time');
 $collector->clear_faults('/v1');
-in_session($session, 'SELECT absmartly_context_finalize()');
+in_session($session, "SELECT absmartly_context_finalize('$PATIENCE s')");
 is(logged($id), 'ready, error, goal, error, error, publish, finalize', 'in the end it succeeds');
 
 # two contexts that wait for the same refresh
 my $other = session();
 my ($one, $two) = (new_context($session), new_context($other));
 $collector->fault('/v1', { match => { method => 'GET' }, delay_ms => 500, status => 404, times => -1 });
-$session->{stdin} .= "SELECT absmartly_context_refresh();\n";
-$other->{stdin} .= "SELECT absmartly_context_refresh();\n";
+$session->{stdin} .= "SELECT absmartly_context_refresh('$PATIENCE s');\n";
+$other->{stdin} .= "SELECT absmartly_context_refresh('$PATIENCE s');\n";
 $_->{run}->pump_nb for $session, $other;
 ok(await_sql($node, "SELECT count(*) FROM event_log WHERE event = 'error' AND context->>'id' IN ('$one', '$two')", '2'), 'each context is told of the failure of a refresh that it waits for');
 in_session($_, 'SELECT 1') for $session, $other;
 is(logged($_), 'ready, error', 'once') for $one, $two;
 $collector->clear_faults('/v1');
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 $other->quit;
 
 #
@@ -209,7 +209,7 @@ is(logged($id, "context->>'id' = '$id' AND event = 'goal'", q{data->>'name'}), '
 my ($result, $noise) = in_session($session, "BEGIN READ ONLY;\nSELECT absmartly_context_treatment('exp');\nCOMMIT");
 is($result, '1', 'in a read-only transaction a logger that writes fails, and the treatment does not');
 like($noise, qr/event logger "public\.log_event" failed at event "exposure": cannot execute INSERT in a read-only transaction/, 'which is reported');
-in_session($session, 'SELECT absmartly_context_publish()');
+in_session($session, "SELECT absmartly_context_publish('$PATIENCE s')");
 is(logged($id), 'ready, goal, publish', 'the exposure is delivered all the same');
 is(scalar(@{ ($collector->publish_requests(space => '/v1'))[-1]{exposures} }), 1, 'as the request says');
 
@@ -270,7 +270,7 @@ in_session($session, q{SELECT absmartly_context_track('goal')});
 is(in_session($session, q{SELECT current_setting('search_path'), current_setting('work_mem'), current_user = session_user}), 'public, pg_catalog|5MB|t', 'settings of the logger end with it');
 is(logged($id), 'ready, goal', 'it has worked');
 in_session($session, "RESET search_path;\nRESET work_mem");
-in_session($session, 'SELECT absmartly_context_finalize()');
+in_session($session, "SELECT absmartly_context_finalize('$PATIENCE s')");
 
 #
 # A logger that fails, is slow, is missing, or calls back
@@ -283,9 +283,9 @@ is($result, '1|red|1', 'a logger that fails stops no treatment') ;
 like($noise, qr/WARNING:  .*event logger "public\.log_event" failed at event "exposure": no exposure/, 'is reported');
 ($result, $noise) = in_session($session, "BEGIN;\nSELECT absmartly_context_track('goal');\nSELECT absmartly_context_pending();\nCOMMIT");
 is($result, '2', 'and undoes nothing but its own');
-is(in_session($session, "SELECT absmartly_context_publish();\nSELECT absmartly_context_pending()"), '0', 'nor does it stop delivery');
+is(in_session($session, "SELECT absmartly_context_publish('$PATIENCE s');\nSELECT absmartly_context_pending()"), '0', 'nor does it stop delivery');
 ok(await(sub { log_of($node) =~ /event logger "public\.log_event" failed at event "publish": no publish/ }), 'the worker reports it, too');
-($result, $noise) = in_session($session, "SELECT absmartly_context_refresh();\nSELECT absmartly_context_finalize();\nSELECT absmartly_context_is_finalized()");
+($result, $noise) = in_session($session, "SELECT absmartly_context_refresh('$PATIENCE s');\nSELECT absmartly_context_finalize('$PATIENCE s');\nSELECT absmartly_context_is_finalized()");
 is($result, 't', 'refresh and finalize go on');
 like($noise, qr/failed at event "$_"/, "$_ is reported") for qw(refresh finalize);
 
@@ -335,7 +335,7 @@ $session->{run}->pump_nb;
 ok(await_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'}, '1'), 'a logger works');
 $node->safe_psql('postgres', q{SELECT absmartly_set_context_data('{"experiments": []}')});
 like(in_session($session, 'SELECT 1'), qr/^[23] 1$/, 'a variable that is read meanwhile is that of the data from before');
-$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
+$node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 
 # what a maintenance command runs is not the session's either
 $node->safe_psql('postgres', <<'EOT');
@@ -402,7 +402,7 @@ $id = new_context($session);
 is(in_session($session, q{SELECT absmartly_context_treatment('exp'), absmartly_context_peek_treatment('exp')}), '1|1', 'the same if parallel mode is forced');
 in_session($session, q{SELECT absmartly_context_track('goal')});
 is(logged($id), 'ready, exposure, goal', 'with all events');
-in_session($session, 'SELECT absmartly_context_publish()');
+in_session($session, "SELECT absmartly_context_publish('$PATIENCE s')");
 is(logged($id), 'ready, exposure, goal, publish', 'and the publish');
 $session->quit;
 

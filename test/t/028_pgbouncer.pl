@@ -102,7 +102,7 @@ for my $round (1 .. 10)
 }
 is($wrong, '', 'no client sees the context of another one, or of its own former transaction');
 is(scalar(keys %pids), 1, 'though all have the same server connection');
-$node->safe_psql('postgres', q{SELECT absmartly_publish('60 s')});
+$node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 my @served = check_requests('takes turns');
 is(scalar(@served), 3 * 10 + 3 * 3, 'of committed transactions');
 
@@ -128,7 +128,7 @@ my $run = IPC::Run::run([ 'pgbench', '-n', '-h', $folder, '-p', $port, '-c', 8, 
 	'>', \$output, '2>', \$error, IPC::Run::timeout(120));
 ok($run && $output =~ m{number of transactions actually processed: 320/320}, 'eight clients on two server connections')
 	|| diag("$output\n$error");
-$node->safe_psql('postgres', q{SELECT absmartly_publish('60 s')});
+$node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 cmp_ok(scalar(check_requests('a multitude')), '>', 100, 'most of their transactions are told of');
 
 # Why the scope is needed: a context of a session is one of the server connection

@@ -44,7 +44,7 @@ sub set_publishing
 	my ($value) = @_;
 
 	configure($node, "absmartly.publishing = $value");
-	return await(sub { my (undef, undef, $error) = $node->psql('postgres', q{SELECT absmartly_publish('10 s')}); ($error =~ /is off/) == ($value eq 'off') });
+	return await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); ($error =~ /is off/) == ($value eq 'off') });
 }
 
 # A goal that the collector has received must not be undone by a crash, however lazily its transaction was committed.
@@ -71,7 +71,7 @@ EOT
 
 	$collector->fault('/v1', { match => { method => 'PUT' }, hang => 1, times => -1 });
 	configure($node, "absmartly.publishing = on\nabsmartly.request_timeout = 1s");
-	ok($collector->wait_for_request(method => 'PUT', state => 'pending', timeout => 60), 'the goal is on its way');
+	ok($collector->wait_for_request(method => 'PUT', state => 'pending'), 'the goal is on its way');
 	is(sql("SELECT pg_current_wal_flush_lsn() >= '$committed'"), 't', 'and its commit on disk');
 
 	kill 'CONT', $writer;
@@ -90,7 +90,7 @@ subtest 'the heap of parked records is emptied' => sub {
 	sql('CREATE TABLE orders AS SELECT i AS id FROM generate_series(1, 1000) AS i; CREATE UNIQUE INDEX ON orders (id)');
 	sql(q{CALL absmartly_backfill_goals('orders', 'id', 'filled', 'user_id=id', filter => 'id IS NOT NULL', chunk => 100)});
 	ok(await_sql($node, $size, 'f'), 'after a backfill');
-	sql(q{SELECT absmartly_publish('60 s')});
+	sql("SELECT absmartly_publish('$PATIENCE s')");
 	is(arrived('filled'), 1000, 'whose events were sent');
 
 	$collector->fault('/v1', { match => { method => 'PUT' }, status => 400, times => 1 });
@@ -103,7 +103,7 @@ subtest 'the heap of parked records is emptied' => sub {
 
 # The worker does not look at pages again that it is through with, unless a writer says that something came to them.
 subtest 'a row on a page that was done with' => sub {
-	my $deliver = sub { sql($_[0]); sql(q{SELECT absmartly_publish('60 s')}) };
+	my $deliver = sub { sql($_[0]); sql("SELECT absmartly_publish('$PATIENCE s')") };
 
 	# writers begin with the first heap
 	$node->restart;
@@ -159,7 +159,7 @@ EOT
 	like($log, $_, 'as the log says') for qr/format that this version does not know, 1 so far/, qr/a record of events is damaged/;
 
 	is(sql('SELECT absmartly_requeue()'), '3', 'one of them can be queued again');
-	sql(q{SELECT absmartly_publish('60 s')});
+	sql("SELECT absmartly_publish('$PATIENCE s')");
 	is(arrived('readable'), 3 + 2 + 2, 'and is sent as far as it goes');
 	is(sql(q{SELECT count(*) FROM absmartly_outbox WHERE status = 'unreadable'}), '2', 'both are kept again');
 	is(sql('SELECT absmartly_discard()'), '6', 'and are dropped');

@@ -24,10 +24,8 @@ use Scalar::Util qw(weaken);
 use Time::HiRes qw(sleep time);
 
 use constant {
-    START_SECONDS => 10,
-    STOP_SECONDS  => 5,
-    POLL_SECONDS  => 0.02,
-    HTTP_SECONDS  => 60,
+    PATIENCE     => $ENV{PG_TEST_TIMEOUT_DEFAULT} || 120,    # seconds that anything may take
+    POLL_SECONDS => 0.02,
 };
 
 my $FOLDER = abs_path(dirname(__FILE__) . '/..');
@@ -52,7 +50,7 @@ sub start {
         options  => [@{delete $args{options} || []}],
         settings => {},    # space => {data => bytes, keys => array, batch => bool, selected => [[data, selector]]}
         files    => 0,
-        http     => HTTP::Tiny->new(timeout => HTTP_SECONDS, keep_alive => 0, proxy => undef, http_proxy => undef,
+        http     => HTTP::Tiny->new(timeout => PATIENCE, keep_alive => 0, proxy => undef, http_proxy => undef,
             https_proxy => undef),
     }, $class;
 
@@ -70,6 +68,9 @@ sub start {
     $self->_launch($self->{listen});
     return $self;
 }
+
+# Seconds that calls and waits may take, by default: those of PG_TEST_TIMEOUT_DEFAULT, as in PostgreSQL's own tests.
+sub patience { return PATIENCE }
 
 # The URL of a space, by default /v1: what the software under test takes as its endpoint.
 sub url {
@@ -198,7 +199,7 @@ sub forget {
     return;
 }
 
-# Waits until a request exists that fits, and returns it; returns undef after the time-out (default 10 s).
+# Waits until a request exists that fits, and returns it; returns undef after the time-out (default: patience).
 #   wait_for_request(sub { ...$_[0] is the request... }, 5)
 #   wait_for_request(method => 'GET', state => 'pending', timeout => 5, match => sub { ... })
 sub wait_for_request {
@@ -207,7 +208,7 @@ sub wait_for_request {
     my $timeout = @args % 2 ? pop @args : undef;
     my %filter  = @args;
     $match   = delete $filter{match} if exists $filter{match};
-    $timeout = delete $filter{timeout} // $timeout // 10;
+    $timeout = delete $filter{timeout} // $timeout;
 
     my ($found, $settled) = (undef, $filter{since} // 0);
     $self->wait_until(
@@ -227,10 +228,10 @@ sub wait_for_request {
     return $found;
 }
 
-# Calls the function until it returns something true, and returns that; undef after the time-out (default 10 s).
+# Calls the function until it returns something true, and returns that; undef after the time-out (default: patience).
 sub wait_until {
     my ($self, $function, $timeout) = @_;
-    my $end = time + ($timeout // 10);
+    my $end = time + ($timeout // PATIENCE);
     while (1) {
         my $value = $function->();
         return $value if $value;
@@ -253,7 +254,7 @@ sub stop {
     return unless $self->is_running;
     CORE::kill('TERM', $self->{pid});
     CORE::kill('CONT', $self->{pid});
-    my $end = time + STOP_SECONDS;
+    my $end = time + PATIENCE;
     while ($self->is_running) {
         return $self->kill if time > $end;
         sleep 0.01;
@@ -326,7 +327,7 @@ sub _launch {
     $self->{pid} = $pid;
     weaken($running{$pid} = $self);
 
-    my $end = time + START_SECONDS;
+    my $end = time + PATIENCE;
     until (-e $port_file) {
         my $running = $self->is_running;
         next if $running && time < $end && sleep 0.01;
