@@ -3,6 +3,8 @@
 --
 SELECT current_database() AS home \gset
 CREATE DATABASE regress_absmartly_treatment TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C';
+-- events are where the views find them when their transaction has committed, not on a way through memory
+ALTER DATABASE regress_absmartly_treatment SET absmartly.async_commit = off;
 \c regress_absmartly_treatment
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS absmartly;
@@ -37,7 +39,7 @@ BEGIN
 			CASE WHEN (a ->> 'setAt')::bigint = (extract(epoch FROM e.event_time) * 1000)::bigint THEN '' ELSE ' at another time' END, ' ' ORDER BY i)
 		 FROM json_array_elements(e.attributes) WITH ORDINALITY AS x (a, i)),
 		e.historic,
-		CASE WHEN e.event_time BETWEEN now() - interval '1 min' AND clock_timestamp() THEN 'now' ELSE (e.event_time AT TIME ZONE 'UTC')::text END
+		CASE WHEN e.event_time BETWEEN now() - interval '1 hour' AND clock_timestamp() THEN 'now' ELSE (e.event_time AT TIME ZONE 'UTC')::text END
 	FROM absmartly_pending_events e WHERE e.created > last
 	ORDER BY e.created, e.record, e.context, e.experiment_id, e.experiment, e.variant, e.event_time;
 END

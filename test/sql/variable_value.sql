@@ -3,6 +3,8 @@
 --
 SELECT current_database() AS home \gset
 CREATE DATABASE regress_absmartly_variable_value TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C';
+-- events are where the views find them when their transaction has committed, not on a way through memory
+ALTER DATABASE regress_absmartly_variable_value SET absmartly.async_commit = off;
 \c regress_absmartly_variable_value
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS absmartly;
@@ -20,7 +22,7 @@ BEGIN
 	INSERT INTO looked SELECT max(created) FROM absmartly_pending_events;
 	RETURN QUERY SELECT e.experiment, e.variant, e.assigned, e.overridden, e.unit_types,
 		(SELECT string_agg((a ->> 'name') || '=' || (a -> 'value'), ' ') FROM json_array_elements(e.attributes) AS a),
-		e.historic, CASE WHEN e.event_time < now() - interval '1 min' THEN e.event_time END
+		e.historic, CASE WHEN e.event_time < now() - interval '1 hour' THEN e.event_time END
 	FROM absmartly_pending_events e WHERE e.created > last
 	ORDER BY e.created, e.record, e.context, e.experiment_id, e.event_time;
 END
