@@ -139,7 +139,7 @@ sub _api {
     my $accepted = $publish && $reply->{status} == 200;
     if ($fault) {
         my %shown = %$fault;
-        delete @shown{qw(left seen used body body_base64)};
+        delete @shown{qw(left seen used body body_base64 delay_from)};
         $record->{fault} = \%shown;
         my $replaced = _fault_reply($fault, $reply, $publish);
         $accepted &&= defined $fault->{accept} ? $fault->{accept} : !$replaced;

@@ -132,7 +132,7 @@ sub reject_errors {
 sub describe_fault {
     my ($fault) = @_;
     my %shown = %$fault;
-    delete @shown{qw(seen)};
+    delete @shown{qw(seen delay_from)};
     $shown{times} = delete $shown{left};
     return \%shown;
 }

@@ -49,8 +49,11 @@ sub send_reply {
     };
 
     # Never from inside the daemon's handler: it still uses the connection when the handler returns.
+    # A delay counts from the request, or from when a promise is kept, where programs that are built on this give one.
     my $delay = $fault->{delay_ms};
-    if    ($delay)  { Mojo::IOLoop->timer($delay / 1000 => $send) }
+    my $late  = sub { Mojo::IOLoop->timer($delay / 1000 => $send) };
+    if    ($delay && $fault->{delay_from}) { $fault->{delay_from}->then($late) }
+    elsif ($delay)  { $late->() }
     elsif (%$fault) { Mojo::IOLoop->next_tick($send) }
     else            { $send->() }
 }

@@ -114,7 +114,9 @@ sub _create {
     my $context  = {name => $name, space => Collector::Store::space_name(Mojo::URL->new($endpoint)->path->to_string)};
     my $throttle = $options->{payloadThrottle};
 
-    $self->_fault($context, 'GET', delay_ms => $throttle) if $throttle;
+    # The throttle counts from the answer to this call, however early the worker asks: so the context is not ready before.
+    my $answered = Mojo::Promise->new;
+    $self->_fault($context, 'GET', delay_ms => $throttle)->{delay_from} = $answered if $throttle;
 
     my $created = $self->_create_database($name, $endpoint)->then(
         sub {
@@ -135,7 +137,7 @@ sub _create {
             $self->_drop($context);
             return Mojo::Promise->reject($error);
         }
-    ));
+    )->finally(sub { $answered->resolve }));
 }
 
 sub _delete {
@@ -190,11 +192,12 @@ sub _run {
     );
 }
 
-# Lets the collector misbehave towards the context's worker.
+# Lets the collector misbehave towards the context's worker; gives the fault.
 sub _fault {
     my ($self, $context, $method, %action) = @_;
-    push @{$self->store->space($context->{space})->{faults}},
-        new_fault({match => {method => $method}, times => -1, %action}, 0);
+    my $fault = new_fault({match => {method => $method}, times => -1, %action}, 0);
+    push @{$self->store->space($context->{space})->{faults}}, $fault;
+    return $fault;
 }
 
 sub _end_fault {
