@@ -29,7 +29,7 @@ sub put {
     my $head    = join '', map {"$_: $headers{$_}\r\n"} grep { defined $headers{$_} } sort keys %headers;
     my $socket  = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $collector->port, Timeout => 5) or die $!;
     local $SIG{ALRM} = sub { die "no answer to PUT $path\n" };
-    alarm 10;
+    alarm 120;
     print {$socket} "PUT /v1$path HTTP/1.1\r\nHost: localhost\r\n$head\r\n$body";
     $socket->flush;
     my $answer = do { local $/; readline $socket };

@@ -14,7 +14,7 @@ use Mojo::JSON qw(decode_json);
 use Test::More;
 
 my $folder = File::Temp->newdir;
-my $http   = HTTP::Tiny->new(timeout => 10, http_proxy => undef, proxy => undef);
+my $http   = HTTP::Tiny->new(timeout => AbsmartlyCollector->patience, http_proxy => undef, proxy => undef);
 
 sub write_file {
     my ($name, $bytes) = @_;

@@ -13,7 +13,7 @@ use Mojo::JSON qw(true);
 use Test::More;
 use Time::HiRes qw(time sleep);
 
-my $http   = HTTP::Tiny->new(timeout => 2, http_proxy => undef, proxy => undef);
+my $http   = HTTP::Tiny->new(timeout => AbsmartlyCollector->patience, http_proxy => undef, proxy => undef);
 my $script = "$FindBin::RealBin/../collector";
 
 # The command alone
@@ -29,7 +29,7 @@ if (!$pid) {
     open STDOUT, '>', "$folder/out";
     exec $^X, $script, qw(--listen http://127.0.0.1:0), map { ("--$_-file", "$folder/$_") } qw(port pid);
 }
-my $end = time + 10;
+my $end = time + AbsmartlyCollector->patience;
 sleep 0.02 until -e "$folder/port" || time > $end;
 my $url = read_file("$folder/port");
 like $url, qr{\Ahttp://127\.0\.0\.1:[0-9]+\n\z}, 'port file';
@@ -51,7 +51,7 @@ sub read_file {
 
 sub wait_for_exit {
     my ($child) = @_;
-    my $limit = time + 5;
+    my $limit = time + AbsmartlyCollector->patience;
     while (time < $limit) {
         return $? if waitpid($child, 1) == $child;
         sleep 0.02;
@@ -91,10 +91,10 @@ my $impatient = HTTP::Tiny->new(timeout => 0.3, http_proxy => undef, proxy => un
 is $impatient->get($collector->url . '/context')->{status}, 599, 'paused';
 $collector->resume;
 is $http->get($collector->url . '/context')->{status}, 200, 'resumed';
-ok $collector->wait_for_request(method => 'GET', timeout => 5), 'request seen';
+ok $collector->wait_for_request(method => 'GET'), 'request seen';
 my $start = time;
 is $collector->wait_for_request(sub {0}, 0.2), undef, 'wait ends';
-cmp_ok time - $start, '<', 2, 'in time';
+cmp_ok time - $start, '<', $collector->patience / 2, 'in time';
 like $collector->log_text, qr{GET /v1/context answered 200}, 'log';
 $collector->pause;
 $collector->stop;
@@ -116,7 +116,7 @@ close $writer;
 my $orphan = readline $reader;
 chomp $orphan;
 waitpid $parent, 0;
-$end = time + 5;
+$end = time + $collector->patience;
 sleep 0.05 while kill(0, $orphan) && !is_zombie($orphan) && time < $end;
 ok time < $end, 'ends with its parent';
 
