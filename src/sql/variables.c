@@ -11,6 +11,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/memutils.h"
 
 #include "sql/convert.h"
 #include "sql/evaluation.h"
@@ -462,32 +463,52 @@ put_data_text(Datum *value, bool *is_null, const SnapImage *snapshot,
 			text_for_message(snapshot_text(snapshot, source)));
 }
 
-/* Names of the variables that any variant of the experiment has. */
+static int
+compare_numbers(const void *left, const void *right)
+{
+	uint32 a = *(const uint32 *) left;
+	uint32 b = *(const uint32 *) right;
+
+	return a < b ? -1 : a > b;
+}
+
+/*
+ * Names of the variables that any variant of the experiment has, in the data's
+ * order.  What this takes goes by the experiment's own variables, not by all
+ * that there are.
+ */
 static Datum
 experiment_variables(const SnapImage *snapshot,
 					 const SnapExperiment *experiment)
 {
 	const SnapVariable *variables = snapshot_at(snapshot, snapshot->variables);
-	Datum *elements = palloc(Max(snapshot->nvariables, 1) * sizeof(Datum));
-	bool *has = palloc0(Max(snapshot->nvariables, 1) * sizeof(bool));
+	Datum *elements;
+	uint32 *numbers;
+	uint32 nmembers = 0;
 	uint32 count = 0;
-	uint32 index;
-	uint32 at;
 
-	for (index = 0; index < experiment->nvariants; index++)
+	for (uint32 i = 0; i < experiment->nvariants; i++)
+		nmembers += snapshot_variant(snapshot, experiment, i)->nmembers;
+	numbers =
+		palloc_extended(Max(nmembers, 1) * sizeof(uint32), MCXT_ALLOC_HUGE);
+	nmembers = 0;
+	for (uint32 i = 0; i < experiment->nvariants; i++)
 	{
-		const SnapVariant *variant =
-			snapshot_variant(snapshot, experiment, index);
+		const SnapVariant *variant = snapshot_variant(snapshot, experiment, i);
 		const SnapMember *members = snapshot_at(snapshot, variant->members);
 
-		for (at = 0; at < variant->nmembers; at++)
-			has[members[at].variable] = true;
+		for (uint32 j = 0; j < variant->nmembers; j++)
+			numbers[nmembers++] = members[j].variable;
 	}
-	for (index = 0; index < snapshot->nvariables; index++)
+	qsort(numbers, nmembers, sizeof(uint32), compare_numbers);
+
+	elements =
+		palloc_extended(Max(nmembers, 1) * sizeof(Datum), MCXT_ALLOC_HUGE);
+	for (uint32 i = 0; i < nmembers; i++)
 	{
-		if (has[index])
+		if (i == 0 || numbers[i] != numbers[i - 1])
 			elements[count++] =
-				evaluation_stored(snapshot, variables[index].key_text);
+				evaluation_stored(snapshot, variables[numbers[i]].key_text);
 	}
 	return make_text_array(elements, count);
 }
@@ -574,6 +595,8 @@ absmartly_experiments_get(PG_FUNCTION_ARGS)
 	ReturnSetInfo *result_info = (ReturnSetInfo *) fcinfo->resultinfo;
 	const DataVersion *version;
 	const SnapImage *snapshot;
+	MemoryContext row;
+	MemoryContext previous;
 	uint32 index;
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
@@ -581,11 +604,17 @@ absmartly_experiments_get(PG_FUNCTION_ARGS)
 	if (version == NULL)
 		return (Datum) 0;
 	snapshot = data_version_snapshot(version);
+	row = AllocSetContextCreate(CurrentMemoryContext, "absmartly experiment",
+								ALLOCSET_DEFAULT_SIZES);
+	previous = MemoryContextSwitchTo(row);
 	for (index = 0; index < snapshot->nexperiments; index++)
 	{
 		CHECK_FOR_INTERRUPTS();
 		put_experiment(result_info, snapshot,
 					   snapshot_experiment(snapshot, index));
+		MemoryContextReset(row);
 	}
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(row);
 	return (Datum) 0;
 }
