@@ -2,12 +2,14 @@
  * compile.c
  *		Context data (protocol 2) compiled into a snapshot's image.
  *
- * The image grows in memory of its own while it is written, so nothing here
- * keeps a pointer into it: all links are offsets, looked up when needed.
- * When it is complete it is copied, as one block of its exact size, into the
- * caller's arena.  The trees of the JSON text live only as long as they are
- * needed: that of the whole data for the run, those of texts within it
- * (configs, audiences, rules) for a few texts.
+ * The image is written in segments, which are never moved; all links are
+ * offsets.  When it is complete it is copied, as one block of its exact size,
+ * into the caller's arena, and each segment is freed when it was copied.
+ *
+ * There is never a tree of the whole data.  Its text is checked, and then
+ * walked: each experiment is parsed, compiled and forgotten before the next
+ * one is looked at, and so are the texts within it (configs, audiences,
+ * rules).  Both are forgotten a few short ones at a time.
  *
  * Names are put into the image once and known by number from then on; equal
  * names therefore have equal offsets.
@@ -18,11 +20,18 @@
 #include "compile.h"
 #include "number.h"
 
-#define IMAGE_FIRST_SIZE 65536
+#define SEGMENT_FIRST_SIZE ((size_t) 65536)
+#define SEGMENT_LAST_SIZE ((size_t) 1024 * 1024)
 #define NAMES_FIRST_SIZE 256
 
-/* The trees of texts within the data are dropped when they were that long. */
+/* Trees are dropped when their texts were that long. */
 #define TEXT_BATCH 65536
+
+/* Warnings beyond this many are counted only. */
+#define MAX_WARNINGS 1000
+
+/* The host is asked whether to go on once for so many steps of a loop. */
+#define STEPS_PER_ASK 1024
 
 /* How much of a name is quoted in a warning. */
 #define QUOTED_NAME 64
@@ -45,6 +54,14 @@ typedef struct Name
 	uint32_t field_key; /* number of the custom field's name, or NONE */
 } Name;
 
+/* A part of the image. */
+typedef struct Segment
+{
+	char *data;
+	size_t start; /* its first byte's offset in the image */
+	size_t size;
+} Segment;
+
 /* A list of numbers. */
 typedef struct NumberList
 {
@@ -64,14 +81,17 @@ typedef struct Compiler
 	const SnapshotHost *host;
 	Arena *result; /* the caller's: image, warnings, message */
 	Arena scratch; /* for the run */
-	Arena text; /* for a few texts within the data */
+	Arena tree; /* for an experiment or a holdout, or a few short ones */
+	size_t tree_length; /* of their texts */
+	Arena text; /* for a few texts within an experiment */
 	size_t text_length; /* of those texts */
 	EngineStatus status; /* not ENGINE_OK: the run is over */
+	uint32_t steps; /* of long loops */
 
-	Arena image_memory;
-	char *image;
+	Segment *segments;
+	uint32_t nsegments;
+	uint32_t max_segments;
 	size_t used;
-	size_t size;
 
 	EngineText environment;
 	SnapStored empty_object;
@@ -88,14 +108,17 @@ typedef struct Compiler
 
 	SnapExperiment *experiments; /* those that are not left out */
 	uint32_t nexperiments;
+	uint32_t max_experiments;
 	uint32_t nleft_out;
 
 	SnapHoldout *holdouts;
 	uint32_t nholdouts;
+	uint32_t max_holdouts;
 	SortPair *holdout_ids; /* sorted */
 
 	CompileWarning *first_warning;
 	CompileWarning *last_warning;
+	uint32_t nwarnings; /* those included that are only counted */
 } Compiler;
 
 /* What is wrong with an experiment, for its warning. */
@@ -114,6 +137,19 @@ stop(Compiler *compiler, EngineStatus status)
 	return false;
 }
 
+/*
+ * Whether a long loop may go on; false, and the run is over, if the host wants
+ * it to end.
+ */
+static bool
+go_on(Compiler *compiler)
+{
+	if (compiler->steps++ % STEPS_PER_ASK == 0 &&
+		arena_interrupted(&compiler->scratch))
+		return stop(compiler, ENGINE_NO_MEMORY);
+	return true;
+}
+
 /* Memory for the run, NULL (and the run is over) if there is none. */
 static void *
 scratch_alloc(Compiler *compiler, size_t count, size_t size)
@@ -126,26 +162,32 @@ scratch_alloc(Compiler *compiler, size_t count, size_t size)
 }
 
 /*
- * Doubles an array of the run if it is full.  The old one stays in the arena:
- * all of them together are no larger than the new one.
+ * Enlarges an array that grows during the run if it is full; end_run() frees
+ * it.
  */
 static bool
 make_room(Compiler *compiler, void **array, uint32_t count, uint32_t *capacity,
 		  size_t size)
 {
+	const ArenaSource *source = compiler->result->source;
 	uint32_t larger;
-	void *copy;
+	char *copy;
 
 	if (count < *capacity)
 		return true;
 	if (*capacity > UINT32_MAX / 4)
 		return stop(compiler, ENGINE_TOO_LARGE);
-	larger = *capacity == 0 ? 64 : 2 * *capacity;
-	copy = scratch_alloc(compiler, larger, size);
+	larger = *capacity == 0 ? 64 : *capacity + *capacity / 2;
+	copy = arena_interrupted(&compiler->scratch)
+			   ? NULL
+			   : source->alloc(source->context, larger * size);
 	if (copy == NULL)
-		return false;
+		return stop(compiler, ENGINE_NO_MEMORY);
 	if (count > 0)
 		memcpy(copy, *array, count * size);
+	memset(copy + count * size, 0, (larger - count) * size);
+	if (*array != NULL)
+		source->free(source->context, *array);
 	*array = copy;
 	*capacity = larger;
 	return true;
@@ -180,6 +222,8 @@ sort_pairs(SortPair *pairs, size_t count, Arena *arena)
 	{
 		SortPair *swap = from;
 
+		if (arena_interrupted(arena))
+			return false;
 		for (size_t start = 0; start < count; start += 2 * width)
 		{
 			size_t middle = start + width < count ? start + width : count;
@@ -209,12 +253,40 @@ sort_pairs(SortPair *pairs, size_t count, Arena *arena)
  * ----------
  */
 
+/* Adds a segment that has room for size bytes. */
+static bool
+add_segment(Compiler *compiler, size_t size)
+{
+	const ArenaSource *source = compiler->result->source;
+	void *segments = compiler->segments;
+	size_t larger = SEGMENT_FIRST_SIZE;
+	Segment *segment;
+
+	if (!make_room(compiler, &segments, compiler->nsegments,
+				   &compiler->max_segments, sizeof(Segment)))
+		return false;
+	compiler->segments = segments;
+	/* as long as the image is small it doubles */
+	while (larger < compiler->used && larger < SEGMENT_LAST_SIZE)
+		larger *= 2;
+	segment = &compiler->segments[compiler->nsegments];
+	segment->start = compiler->used;
+	segment->size = size > larger ? size : larger;
+	segment->data = arena_interrupted(&compiler->scratch)
+						? NULL
+						: source->alloc(source->context, segment->size);
+	if (segment->data == NULL)
+		return stop(compiler, ENGINE_NO_MEMORY);
+	compiler->nsegments++;
+	return true;
+}
+
 /* Room for size zeroed bytes at a multiple of 8; 0 if the run is over. */
 static SnapOffset
 image_reserve(Compiler *compiler, size_t size)
 {
 	size_t offset = compiler->used;
-	size_t end;
+	Segment *last;
 
 	if (compiler->status != ENGINE_OK)
 		return 0;
@@ -223,39 +295,68 @@ image_reserve(Compiler *compiler, size_t size)
 		(void) stop(compiler, ENGINE_TOO_LARGE);
 		return 0;
 	}
-	end = (offset + size + 7) & ~(size_t) 7;
-	if (end > compiler->size)
+	size = (size + 7) & ~(size_t) 7;
+	last = compiler->nsegments == 0
+			   ? NULL
+			   : &compiler->segments[compiler->nsegments - 1];
+	if (last == NULL || size > last->size - (offset - last->start))
 	{
-		size_t larger =
-			compiler->size == 0 ? IMAGE_FIRST_SIZE : 2 * compiler->size;
-		Arena memory;
-		char *image;
-
-		if (larger < end)
-			larger = end;
-		arena_init(&memory, compiler->result->source);
-		image = arena_alloc(&memory, larger);
-		if (image == NULL)
-		{
-			(void) stop(compiler, ENGINE_NO_MEMORY);
+		if (!add_segment(compiler, size))
 			return 0;
-		}
-		if (offset > 0)
-			memcpy(image, compiler->image, offset);
-		arena_release(&compiler->image_memory);
-		compiler->image_memory = memory;
-		compiler->image = image;
-		compiler->size = larger;
+		last = &compiler->segments[compiler->nsegments - 1];
 	}
-	compiler->used = end;
+	memset(last->data + (offset - last->start), 0, size);
+	compiler->used = offset + size;
 	return (SnapOffset) offset;
 }
 
-/* What stands at an offset; valid until the next thing is put. */
+/* What stands at an offset. */
 static void *
 image_at(const Compiler *compiler, SnapOffset offset)
 {
-	return compiler->image + offset;
+	uint32_t low = 0;
+	uint32_t high = compiler->nsegments - 1;
+
+	/* the last segment that does not start behind it; mostly the last one */
+	if (compiler->segments[high].start <= offset)
+		low = high;
+	while (low < high)
+	{
+		uint32_t middle = low + (high - low + 1) / 2;
+
+		if (compiler->segments[middle].start <= offset)
+			low = middle;
+		else
+			high = middle - 1;
+	}
+	return compiler->segments[low].data +
+		   (offset - compiler->segments[low].start);
+}
+
+/* The image as one block in the caller's arena; its segments are freed. */
+static char *
+image_copy(Compiler *compiler)
+{
+	const ArenaSource *source = compiler->result->source;
+	char *image = arena_alloc(compiler->result, compiler->used);
+
+	if (image == NULL)
+	{
+		(void) stop(compiler, ENGINE_NO_MEMORY);
+		return NULL;
+	}
+	for (uint32_t i = 0; i < compiler->nsegments; i++)
+	{
+		Segment *segment = &compiler->segments[i];
+		size_t end = i + 1 < compiler->nsegments
+						 ? compiler->segments[i + 1].start
+						 : compiler->used;
+
+		memcpy(image + segment->start, segment->data, end - segment->start);
+		source->free(source->context, segment->data);
+		segment->data = NULL;
+	}
+	return image;
 }
 
 /* Puts bytes; 0 if the run is over, or if there is nothing to put. */
@@ -318,6 +419,8 @@ image_put_stored(Compiler *compiler, EngineStatus status, const void *bytes,
 	if (status != ENGINE_OK)
 		return true;
 	stored->offset = image_put(compiler, bytes, length);
+	if (compiler->host->forget != NULL)
+		compiler->host->forget(compiler->host->context);
 	stored->length = (uint32_t) length;
 	*storable = stored->offset != 0;
 	return compiler->status == ENGINE_OK;
@@ -402,8 +505,21 @@ add_warning(Compiler *compiler, const char *text)
 	return true;
 }
 
-#define WARN(compiler, ...) \
-	add_warning(compiler, arena_printf((compiler)->result, __VA_ARGS__))
+/* Says how many warnings are missing. */
+static bool
+finish_warnings(Compiler *compiler)
+{
+	if (compiler->nwarnings <= MAX_WARNINGS)
+		return true;
+	return add_warning(compiler,
+					   arena_printf(compiler->result,
+									"%u more warnings are not shown",
+									compiler->nwarnings - MAX_WARNINGS));
+}
+
+#define WARN(compiler, ...)                     \
+	((compiler)->nwarnings++ >= MAX_WARNINGS || \
+	 add_warning(compiler, arena_printf((compiler)->result, __VA_ARGS__)))
 
 /* ----------
  * Names
@@ -427,7 +543,11 @@ grow_name_index(Compiler *compiler)
 		uint32_t slot = compiler->names[i].hash & mask;
 
 		while (index[slot] != 0)
+		{
+			if (!go_on(compiler))
+				return false;
 			slot = (slot + 1) & mask;
+		}
 		index[slot] = i + 1;
 	}
 	compiler->name_index = index;
@@ -454,6 +574,8 @@ intern(Compiler *compiler, EngineText text, uint32_t *number)
 	for (slot = hash & compiler->name_mask; compiler->name_index[slot] != 0;
 		 slot = (slot + 1) & compiler->name_mask)
 	{
+		if (!go_on(compiler))
+			return false;
 		*number = compiler->name_index[slot] - 1;
 		name = &compiler->names[*number];
 		if (name->hash == hash && name->text.length == text.length &&
@@ -608,6 +730,29 @@ done_with_text(Compiler *compiler)
 	}
 }
 
+/*
+ * Parses an experiment or a holdout, into the arena for such trees, which is
+ * emptied now and then.  NULL: the run is over.
+ */
+static const JsonNode *
+parse_part(Compiler *compiler, EngineText text)
+{
+	const JsonNode *root;
+	EngineStatus status;
+
+	if (compiler->tree_length >= TEXT_BATCH)
+	{
+		arena_release(&compiler->tree);
+		compiler->tree_length = 0;
+	}
+	compiler->tree_length += text.length;
+	status = json_parse(text.data, text.length, ENGINE_MAX_DEPTH,
+						&compiler->tree, &root, NULL);
+	if (status != ENGINE_OK)
+		(void) stop(compiler, status);
+	return root;
+}
+
 /* ----------
  * Holdouts
  * ----------
@@ -635,47 +780,68 @@ compile_holdout(Compiler *compiler, const JsonNode *node, SnapHoldout *holdout,
 	return true;
 }
 
-/* The list of holdouts, and the index of their ids. */
+/* One element of the list of holdouts. */
 static bool
-compile_holdouts(Compiler *compiler, const JsonNode *data, bool *has_holdouts)
+add_holdout(Compiler *compiler, EngineText text, uint32_t position)
 {
-	const JsonNode *list = get_given(data, "holdouts");
+	const JsonNode *node = parse_part(compiler, text);
+	void *holdouts = compiler->holdouts;
+	SnapHoldout *holdout;
+	Defect defect = {NULL, NULL};
+
+	if (node == NULL ||
+		!make_room(compiler, &holdouts, compiler->nholdouts,
+				   &compiler->max_holdouts, sizeof(SnapHoldout)))
+		return false;
+	compiler->holdouts = holdouts;
+	holdout = &compiler->holdouts[compiler->nholdouts];
+	if (!compile_holdout(compiler, node, holdout, &defect))
+		return false;
+	if (defect.field == NULL)
+	{
+		compiler->nholdouts++;
+		return true;
+	}
+	memset(holdout, 0, sizeof(SnapHoldout));
+	return WARN(compiler,
+				"holdout at position %u is left out: its \"%s\" is broken",
+				position, defect.field);
+}
+
+/*
+ * The list of holdouts, and the index of their ids.  The text has data NULL
+ * where the data has no such member.
+ */
+static bool
+compile_holdouts(Compiler *compiler, EngineText list, bool *has_holdouts)
+{
+	uint32_t position = 0;
+	EngineText text;
+	JsonWalk walk;
 
 	*has_holdouts = false;
-	if (list == NULL)
+	if (list.data == NULL)
 		return true;
-	if (list->kind != JSON_ARRAY)
+	if (json_walk_kind(list) != JSON_ARRAY)
 		return WARN(compiler, "\"holdouts\" is not a list and is ignored");
 	*has_holdouts = true;
-	if (list->count == 0)
-		return true;
 
-	compiler->holdouts =
-		scratch_alloc(compiler, list->count, sizeof(SnapHoldout));
-	compiler->holdout_ids =
-		scratch_alloc(compiler, list->count, sizeof(SortPair));
-	if (compiler->holdouts == NULL || compiler->holdout_ids == NULL)
-		return false;
-	for (uint32_t i = 0; i < list->count; i++)
+	json_walk_begin(&walk, list);
+	while (json_walk_next(&walk, &text))
 	{
-		uint32_t number = compiler->nholdouts;
-		SnapHoldout *holdout = &compiler->holdouts[number];
-		Defect defect = {NULL, NULL};
-
-		if (!compile_holdout(compiler, json_element(list, i), holdout, &defect))
+		if (!add_holdout(compiler, text, position++))
 			return false;
-		if (defect.field != NULL)
-		{
-			if (!WARN(compiler,
-					  "holdout at position %u is left out: its \"%s\" is "
-					  "broken",
-					  i, defect.field))
-				return false;
-			continue;
-		}
-		compiler->holdout_ids[number].key = holdout->id;
-		compiler->holdout_ids[number].value = number;
-		compiler->nholdouts++;
+	}
+	if (compiler->nholdouts == 0)
+		return true;
+	compiler->holdout_ids =
+		scratch_alloc(compiler, compiler->nholdouts, sizeof(SortPair));
+	if (compiler->holdout_ids == NULL)
+		return false;
+	for (uint32_t i = 0; i < compiler->nholdouts; i++)
+	{
+		compiler->holdout_ids[i].key = compiler->holdouts[i].id;
+		compiler->holdout_ids[i].value = i;
 	}
 	if (!sort_pairs(compiler->holdout_ids, compiler->nholdouts,
 					&compiler->scratch))
@@ -897,7 +1063,7 @@ compile_variants(Compiler *compiler, const JsonNode *list, EngineText name,
 	experiment->nvariants = list->count;
 	if (list->count == 0)
 		return true;
-	variants = arena_alloc(&compiler->scratch,
+	variants = arena_alloc(&compiler->tree,
 						   (size_t) list->count * sizeof(SnapVariant));
 	if (variants == NULL)
 		return stop(compiler, ENGINE_NO_MEMORY);
@@ -1326,8 +1492,8 @@ compile_fields(Compiler *compiler, const JsonNode *node, EngineText name,
 	if (list->count == 0)
 		return true;
 
-	fields = arena_alloc(&compiler->scratch,
-						 (size_t) list->count * sizeof(SnapField));
+	fields =
+		arena_alloc(&compiler->tree, (size_t) list->count * sizeof(SnapField));
 	if (fields == NULL)
 		return stop(compiler, ENGINE_NO_MEMORY);
 	for (uint32_t i = 0; i < list->count; i++)
@@ -1513,44 +1679,57 @@ compile_experiment(Compiler *compiler, const JsonNode *node,
 		   compile_fields(compiler, node, name, experiment);
 }
 
-/* The list of experiments. */
+/* One element of the list of experiments. */
 static bool
-compile_experiments(Compiler *compiler, const JsonNode *list)
+add_experiment(Compiler *compiler, EngineText text, uint32_t position)
 {
-	if (list == NULL || list->count == 0)
-		return true;
-	compiler->experiments =
-		scratch_alloc(compiler, list->count, sizeof(SnapExperiment));
-	if (compiler->experiments == NULL)
+	const JsonNode *node = parse_part(compiler, text);
+	void *experiments = compiler->experiments;
+	SnapExperiment *experiment;
+	Defect defect = {NULL, NULL};
+	const JsonNode *name;
+
+	if (node == NULL ||
+		!make_room(compiler, &experiments, compiler->nexperiments,
+				   &compiler->max_experiments, sizeof(SnapExperiment)))
 		return false;
-	for (uint32_t i = 0; i < list->count; i++)
+	compiler->experiments = experiments;
+	experiment = &compiler->experiments[compiler->nexperiments];
+	if (!compile_experiment(compiler, node, experiment, &defect))
+		return false;
+	done_with_text(compiler);
+	if (defect.field == NULL)
 	{
-		const JsonNode *node = json_element(list, i);
-		SnapExperiment *experiment =
-			&compiler->experiments[compiler->nexperiments];
-		Defect defect = {NULL, NULL};
-		const JsonNode *name;
+		compiler->nexperiments++;
+		return true;
+	}
 
-		if (!compile_experiment(compiler, node, experiment, &defect))
-			return false;
-		done_with_text(compiler);
-		if (defect.field == NULL)
-		{
-			compiler->nexperiments++;
-			continue;
-		}
+	memset(experiment, 0, sizeof(SnapExperiment));
+	compiler->nleft_out++;
+	name = get_string(node, "name");
+	return name != NULL
+			   ? WARN(compiler, "experiment %s is left out: its \"%s\" %s",
+					  quote_name(compiler, node_text(name)), defect.field,
+					  defect.problem)
+			   : WARN(compiler,
+					  "experiment at position %u is left out: its \"%s\" %s",
+					  position, defect.field, defect.problem);
+}
 
-		memset(experiment, 0, sizeof(SnapExperiment));
-		compiler->nleft_out++;
-		name = get_string(node, "name");
-		if (!(name != NULL
-				  ? WARN(compiler, "experiment %s is left out: its \"%s\" %s",
-						 quote_name(compiler, node_text(name)), defect.field,
-						 defect.problem)
-				  : WARN(compiler,
-						 "experiment at position %u is left out: its \"%s\" "
-						 "%s",
-						 i, defect.field, defect.problem)))
+/* The list of experiments; data NULL: there is none. */
+static bool
+compile_experiments(Compiler *compiler, EngineText list)
+{
+	uint32_t position = 0;
+	EngineText text;
+	JsonWalk walk;
+
+	if (list.data == NULL)
+		return true;
+	json_walk_begin(&walk, list);
+	while (json_walk_next(&walk, &text))
+	{
+		if (!go_on(compiler) || !add_experiment(compiler, text, position++))
 			return false;
 	}
 	return true;
@@ -1595,7 +1774,11 @@ put_name_index(Compiler *compiler, uint32_t mask, uint32_t *winners)
 
 		while (index[slot] != 0 && experiments[index[slot] - 1].name.offset !=
 									   experiments[i].name.offset)
+		{
+			if (!go_on(compiler))
+				return 0;
 			slot = (slot + 1) & mask;
+		}
 		if (index[slot] != 0)
 			experiments[index[slot] - 1].flags |= SNAP_SHADOWED;
 		index[slot] = i + 1;
@@ -1622,7 +1805,11 @@ put_variable_index(Compiler *compiler, uint32_t mask)
 		uint32_t slot = compiler->names[name].hash & mask;
 
 		while (index[slot] != 0)
+		{
+			if (!go_on(compiler))
+				return 0;
 			slot = (slot + 1) & mask;
+		}
 		index[slot] = i + 1;
 	}
 	return offset;
@@ -1788,6 +1975,50 @@ put_snapshot(Compiler *compiler, SnapImage *header)
 	return compiler->status == ENGINE_OK;
 }
 
+/* Whether a member's name, as it stands in the text, is that word. */
+static bool
+name_is(Compiler *compiler, EngineText name, const char *word)
+{
+	size_t length = strlen(word);
+	const JsonNode *node;
+
+	if (memchr(name.data, '\\', name.length) == NULL)
+		return name.length == length + 2 &&
+			   memcmp(name.data + 1, word, length) == 0;
+	/* an escape may stand for anything; none stands for more than six bytes */
+	if (name.length > 6 * length + 2)
+		return false;
+	node = parse_part(compiler, name);
+	return node != NULL && text_is(node_text(node), word);
+}
+
+/*
+ * Finds the members of the data that count, of equal names the last one.  What
+ * is null is as if it were not there.
+ */
+static bool
+find_members(Compiler *compiler, EngineText data, EngineText *experiments,
+			 EngineText *holdouts)
+{
+	EngineText name;
+	EngineText value;
+	JsonWalk walk;
+
+	json_walk_begin(&walk, data);
+	while (json_walk_next(&walk, &name) && json_walk_next(&walk, &value))
+	{
+		bool given = *value.data != 'n';
+
+		if (!go_on(compiler))
+			return false;
+		if (name_is(compiler, name, "experiments"))
+			*experiments = given ? value : (EngineText){NULL, 0};
+		else if (name_is(compiler, name, "holdouts"))
+			*holdouts = given ? value : (EngineText){NULL, 0};
+	}
+	return compiler->status == ENGINE_OK;
+}
+
 /*
  * Compiles the whole data.  *message is set where the data as a whole is not
  * what it must be.
@@ -1797,14 +2028,14 @@ compile_data(Compiler *compiler, EngineText text, SnapImage *header,
 			 const char **message)
 {
 	static const JsonNode empty_object = {.kind = JSON_OBJECT};
-	const JsonNode *experiments;
-	const JsonNode *data;
+	EngineText experiments = {NULL, 0};
+	EngineText holdouts = {NULL, 0};
 	const char *problem;
 	EngineStatus status;
 	bool storable;
 
-	status = json_parse(text.data, text.length, ENGINE_MAX_DEPTH,
-						&compiler->scratch, &data, &problem);
+	status = json_check(text.data, text.length, ENGINE_MAX_DEPTH,
+						&compiler->scratch, &problem);
 	if (status != ENGINE_OK)
 	{
 		if (problem != NULL)
@@ -1812,13 +2043,14 @@ compile_data(Compiler *compiler, EngineText text, SnapImage *header,
 				compiler->result, "context data cannot be parsed: %s", problem);
 		return stop(compiler, status);
 	}
-	if (data->kind != JSON_OBJECT)
+	if (json_walk_kind(text) != JSON_OBJECT)
 	{
 		*message = "context data is not a JSON object";
 		return stop(compiler, ENGINE_MALFORMED);
 	}
-	experiments = get_given(data, "experiments");
-	if (experiments != NULL && experiments->kind != JSON_ARRAY)
+	if (!find_members(compiler, text, &experiments, &holdouts))
+		return false;
+	if (experiments.data != NULL && json_walk_kind(experiments) != JSON_ARRAY)
 	{
 		*message = "\"experiments\" in the context data is not a list";
 		return stop(compiler, ENGINE_MALFORMED);
@@ -1833,9 +2065,48 @@ compile_data(Compiler *compiler, EngineText text, SnapImage *header,
 					&storable))
 		return false;
 
-	return compile_holdouts(compiler, data, &header->has_holdouts) &&
-		   compile_experiments(compiler, experiments) &&
-		   put_snapshot(compiler, header);
+	if (!compile_holdouts(compiler, holdouts, &header->has_holdouts) ||
+		!compile_experiments(compiler, experiments))
+		return false;
+	arena_release(&compiler->text);
+	arena_release(&compiler->tree);
+	return finish_warnings(compiler) && put_snapshot(compiler, header);
+}
+
+/* Frees all that is not the result's, but for the image. */
+static void
+end_run(Compiler *compiler)
+{
+	const ArenaSource *source = compiler->result->source;
+	void *arrays[] = {compiler->experiments,
+					  compiler->holdouts,
+					  compiler->names,
+					  compiler->variables.numbers,
+					  compiler->unit_types.numbers,
+					  compiler->field_keys.numbers};
+
+	for (size_t i = 0; i < sizeof(arrays) / sizeof(arrays[0]); i++)
+	{
+		if (arrays[i] != NULL)
+			source->free(source->context, arrays[i]);
+	}
+	arena_release(&compiler->text);
+	arena_release(&compiler->tree);
+	arena_release(&compiler->scratch);
+}
+
+static void
+free_image(Compiler *compiler)
+{
+	const ArenaSource *source = compiler->result->source;
+
+	for (uint32_t i = 0; i < compiler->nsegments; i++)
+	{
+		if (compiler->segments[i].data != NULL)
+			source->free(source->context, compiler->segments[i].data);
+	}
+	if (compiler->segments != NULL)
+		source->free(source->context, compiler->segments);
 }
 
 /* Compiles text for clients in environment; see compile.h. */
@@ -1850,22 +2121,22 @@ snapshot_compile(EngineText text, EngineText environment,
 		.environment = environment,
 	};
 	const char *message = NULL;
+	bool complete;
 	char *image;
 
 	memset(result, 0, sizeof(*result));
 	arena_init(&compiler.scratch, arena->source);
+	arena_init(&compiler.tree, arena->source);
 	arena_init(&compiler.text, arena->source);
-	arena_init(&compiler.image_memory, arena->source);
 
-	if (compile_data(&compiler, text, &header, &message))
+	complete = compile_data(&compiler, text, &header, &message);
+	end_run(&compiler);
+	if (complete)
 	{
-		image = arena_alloc(arena, compiler.used);
-		if (image == NULL)
-			(void) stop(&compiler, ENGINE_NO_MEMORY);
-		else
+		image = image_copy(&compiler);
+		if (image != NULL)
 		{
 			header.size = (uint32_t) compiler.used;
-			memcpy(image, compiler.image, compiler.used);
 			memcpy(image, &header, sizeof(header));
 			result->snapshot = (const SnapImage *) image;
 			result->size = compiler.used;
@@ -1877,8 +2148,6 @@ snapshot_compile(EngineText text, EngineText environment,
 		result->message = message;
 	result->warnings = compiler.first_warning;
 
-	arena_release(&compiler.image_memory);
-	arena_release(&compiler.text);
-	arena_release(&compiler.scratch);
+	free_image(&compiler);
 	return compiler.status;
 }

@@ -21,6 +21,7 @@ typedef struct SnapshotHost
 							   const void **bytes, size_t *length);
 	EngineStatus (*store_text)(void *context, EngineText text,
 							   const void **bytes, size_t *length);
+	void (*forget)(void *context); /* the bytes were copied; NULL: no need */
 } SnapshotHost;
 
 /* Something that was wrong but did not stop the compiler. */
@@ -44,9 +45,14 @@ typedef struct CompileResult
  * (ENGINE_OK) result->snapshot is set; else result->message says why.  All
  * memory is the arena's.
  *
+ * Beside the image, which is there twice at the end, there is memory only for
+ * the tree of one experiment and that of one text in it at a time.  The work
+ * ends with ENGINE_NO_MEMORY if the arena's source wants it to.
+ *
  * Broken parts (DESIGN 5): an experiment whose assignment fields are broken
  * is left out with one warning that names it and the field; a config or a
- * custom field that is broken counts as empty or null, with one warning.
+ * custom field that is broken counts as empty or null, with one warning.  Of
+ * many warnings the first thousand are there, and how many there are more.
  */
 extern EngineStatus snapshot_compile(EngineText text, EngineText environment,
 									 const SnapshotHost *host, Arena *arena,

@@ -18,6 +18,13 @@
  * unchanged.  Numbers thus keep their exact text wherever they stand, also
  * where a repeated name drops some of them.
  *
+ * json-c takes some hundred bytes for a value and a thousand for an object, so
+ * it never gets to see a whole text.  It reads pieces, each an array of values
+ * that stand beside each other, and what it has made of a piece becomes nodes
+ * of ours before it reads the next one.  Only what is longer than a piece, a
+ * container or a string, is put together here.  Thus a parse takes what its
+ * tree takes, and some megabytes at most.
+ *
  * json-c replaces half a surrogate pair by U+FFFD, since UTF-8 has no form for
  * it.  That is as good as any other answer.
  */
@@ -33,16 +40,26 @@
 /* Longer texts would exceed json-c's int offsets when rewritten. */
 #define JSON_MAX_TEXT ((size_t) 256 * 1024 * 1024)
 
-/*
- * What a parse may take, estimated: json-c gives each object a hash table at
- * once, so a few bytes of text may cost a thousand.
- */
-#define JSON_MAX_COST (UINT64_C(2) * 1024 * 1024 * 1024)
-#define JSON_OBJECT_COST 1024
-#define JSON_VALUE_COST 128
+/* What a tree may take, estimated: a value is a node and, mostly, its text. */
+#define JSON_MAX_COST (UINT64_C(512) * 1024 * 1024)
+#define JSON_VALUE_COST 48
+
+/* What is longer is not read by json-c at once. */
+#define JSON_PIECE 16384
+
+/* The host is asked whether to go on once for so many values. */
+#define JSON_VALUES_PER_ASK 1024
 
 #define MARK '\001'
 #define MARK_ESCAPE "\\u0001"
+
+/* A container or a string that is longer than a piece. */
+typedef struct LongValue
+{
+	size_t start; /* of its bracket or quote, in the text */
+	size_t count; /* values in it, a member's name and value being two; bytes
+				   * between a string's quotes */
+} LongValue;
 
 typedef struct JsonReader
 {
@@ -53,12 +70,21 @@ typedef struct JsonReader
 	int deepest; /* that depth was */
 	int max_depth;
 	uint64_t cost;
+	uint64_t max_cost;
+	uint32_t values; /* that were checked */
 	Arena *arena; /* of the tree; tells when to stop */
 	EngineStatus status;
 	const char *problem; /* what is wrong at next; set with status */
+
+	Arena scratch; /* for what follows */
+	LongValue *long_values; /* in the text's order, once it is checked */
+	uint32_t nlong_values;
+	uint32_t max_long_values;
+	uint32_t next_long_value; /* the first one that is not yet read */
+
 	json_tokener *tokener; /* NULL: the text is only checked */
-	json_object *tree;
-	bool complete; /* json-c has seen a whole value */
+	json_object *tree; /* of the present piece */
+	bool complete; /* json-c has seen all of it */
 	size_t used; /* bytes in the buffer */
 	char buffer[8192]; /* rewritten text on its way to json-c */
 } JsonReader;
@@ -219,12 +245,45 @@ four_hex_digits(const char *text, const char *end)
 	return value;
 }
 
-/* One escape sequence, reader->next being at its backslash. */
+/* Notes a value that began at start and has just been read. */
 static bool
-read_escape(JsonReader *reader, bool is_name, bool is_first)
+note_if_long(JsonReader *reader, const char *start, size_t count)
+{
+	LongValue *value;
+
+	if (reader->tokener != NULL || reader->next - start <= JSON_PIECE)
+		return true;
+	if (reader->nlong_values == reader->max_long_values)
+	{
+		uint32_t larger =
+			reader->max_long_values == 0 ? 64 : 2 * reader->max_long_values;
+
+		value = arena_alloc(&reader->scratch, larger * sizeof(LongValue));
+		if (value == NULL)
+			return fail(reader, ENGINE_NO_MEMORY, NULL);
+		if (reader->nlong_values > 0)
+			memcpy(value, reader->long_values,
+				   reader->nlong_values * sizeof(LongValue));
+		reader->long_values = value;
+		reader->max_long_values = larger;
+	}
+	value = &reader->long_values[reader->nlong_values++];
+	value->start = (size_t) (start - reader->start);
+	value->count = count;
+	return true;
+}
+
+/*
+ * One escape sequence, reader->next being at its backslash.  *opens_pair says
+ * whether it is the first half of a surrogate pair.
+ */
+static bool
+read_escape(JsonReader *reader, bool is_name, bool is_first, bool *opens_pair)
 {
 	const char *escape = reader->next;
 	int code;
+
+	*opens_pair = false;
 
 	if (reader->end - escape < 2)
 	{
@@ -243,6 +302,7 @@ read_escape(JsonReader *reader, bool is_name, bool is_first)
 	if (code < 0)
 		return fail(reader, ENGINE_MALFORMED, "invalid escape");
 	reader->next += 6;
+	*opens_pair = code >= 0xd800 && code <= 0xdbff;
 	if (code > 1)
 		return emit(reader, escape, 6);
 	if (is_name)
@@ -253,37 +313,46 @@ read_escape(JsonReader *reader, bool is_name, bool is_first)
 	return emit(reader, escape, 6);
 }
 
-/* A string, reader->next being at its first quote. */
+/*
+ * A part of a string between its quotes: up to the closing one, which is not
+ * read, or, between two characters, after some JSON_PIECE bytes.
+ */
 static bool
-read_string(JsonReader *reader, bool is_name)
+read_characters(JsonReader *reader, bool is_name)
 {
-	const char *first = ++reader->next;
+	const char *first = reader->next;
+	bool opens_pair = false;
 
-	if (!emit_byte(reader, '"'))
-		return false;
 	for (;;)
 	{
 		const char *run = reader->next;
 		const char *next = run;
+		const char *end = reader->end;
+
+		if (run - first >= JSON_PIECE && !opens_pair)
+			return true;
+		if (end - run > JSON_PIECE)
+			end = run + JSON_PIECE;
 
 		/* all that needs no look at all */
-		while (next < reader->end && (unsigned char) *next >= 0x20 &&
+		while (next < end && (unsigned char) *next >= 0x20 &&
 			   (unsigned char) *next < 0x80 && *next != '"' && *next != '\\')
 			next++;
 		reader->next = next;
+		if (next > run)
+			opens_pair = false;
 		if (!emit(reader, run, (size_t) (next - run)))
 			return false;
 
 		if (next == reader->end)
 			return unexpected(reader);
+		if (next == end)
+			continue;
 		if (*next == '"')
-		{
-			reader->next++;
-			return emit_byte(reader, '"');
-		}
+			return true;
 		if (*next == '\\')
 		{
-			if (!read_escape(reader, is_name, next == first))
+			if (!read_escape(reader, is_name, next == first, &opens_pair))
 				return false;
 		}
 		else if ((unsigned char) *next < 0x20)
@@ -295,11 +364,30 @@ read_string(JsonReader *reader, bool is_name)
 
 			if (length == 0)
 				return fail(reader, ENGINE_MALFORMED, "invalid UTF-8");
+			opens_pair = false;
 			reader->next += length;
 			if (!emit(reader, next, length))
 				return false;
 		}
 	}
+}
+
+/* A string, reader->next being at its first quote. */
+static bool
+read_string(JsonReader *reader, bool is_name)
+{
+	const char *start = reader->next++;
+
+	if (!emit_byte(reader, '"'))
+		return false;
+	do
+	{
+		if (!read_characters(reader, is_name))
+			return false;
+	} while (peek(reader) != '"');
+	reader->next++;
+	return note_if_long(reader, start, (size_t) (reader->next - start - 2)) &&
+		   emit_byte(reader, '"');
 }
 
 /* One digit at least. */
@@ -360,11 +448,28 @@ read_literal(JsonReader *reader, const char *literal, size_t length)
 
 static bool read_value(JsonReader *reader);
 
+/* Counts a value, or a member's name, among those that a text may have. */
+static bool
+count_value(JsonReader *reader)
+{
+	if (reader->tokener != NULL)
+		return true;
+	reader->cost += JSON_VALUE_COST;
+	if (reader->cost > reader->max_cost)
+		return fail(reader, ENGINE_TOO_LARGE, "too many values");
+	if (reader->values++ % JSON_VALUES_PER_ASK == 0 &&
+		arena_interrupted(reader->arena))
+		return fail(reader, ENGINE_NO_MEMORY, NULL);
+	return true;
+}
+
 /* An array or an object, reader->next being at its bracket. */
 static bool
 read_container(JsonReader *reader, bool is_object)
 {
+	const char *start = reader->next;
 	char closing = is_object ? '}' : ']';
+	size_t count = 0;
 
 	if (reader->depth >= reader->max_depth)
 		return fail(reader, ENGINE_TOO_DEEP, "nested too deep");
@@ -381,8 +486,9 @@ read_container(JsonReader *reader, bool is_object)
 			{
 				if (peek(reader) != '"')
 					return unexpected(reader);
-				if (!read_string(reader, true))
+				if (!read_string(reader, true) || !count_value(reader))
 					return false;
+				count++;
 				skip_blanks(reader);
 				if (peek(reader) != ':')
 					return unexpected(reader);
@@ -393,6 +499,7 @@ read_container(JsonReader *reader, bool is_object)
 			}
 			if (!read_value(reader))
 				return false;
+			count++;
 			skip_blanks(reader);
 			if (peek(reader) == closing)
 				break;
@@ -406,7 +513,7 @@ read_container(JsonReader *reader, bool is_object)
 	}
 	reader->next++;
 	reader->depth--;
-	return emit_byte(reader, closing);
+	return note_if_long(reader, start, count) && emit_byte(reader, closing);
 }
 
 /* Any value; recursive through read_container(), to max_depth at most. */
@@ -415,9 +522,8 @@ read_value(JsonReader *reader)
 {
 	int c = peek(reader);
 
-	reader->cost += c == '{' ? JSON_OBJECT_COST : JSON_VALUE_COST;
-	if (reader->cost > JSON_MAX_COST)
-		return fail(reader, ENGINE_TOO_LARGE, "too many values");
+	if (!count_value(reader))
+		return false;
 	switch (c)
 	{
 		case '{':
@@ -611,22 +717,325 @@ problem_message(const JsonReader *reader, Arena *arena)
 						(size_t) (reader->next - reader->start) + 1);
 }
 
-/* The whole text: one value. */
-static bool
-read_text(JsonReader *reader)
+static int
+compare_starts(const void *left, const void *right)
 {
-	reader->next = reader->start;
-	reader->depth = 0;
-	reader->cost = 0;
+	const LongValue *a = left;
+	const LongValue *b = right;
+
+	return a->start < b->start ? -1 : a->start > b->start;
+}
+
+/* Checks the whole text, which is one value, and finds what is long in it. */
+static bool
+check_text(JsonReader *reader)
+{
 	skip_blanks(reader);
 	if (!read_value(reader))
 		return false;
 	skip_blanks(reader);
 	if (reader->next < reader->end)
 		return unexpected(reader);
+	/* they were noted at their ends */
+	if (reader->nlong_values > 1)
+		qsort(reader->long_values, reader->nlong_values, sizeof(LongValue),
+			  compare_starts);
+	return true;
+}
 
-	/* the blank ends a literal that is the whole text */
-	return emit_byte(reader, ' ') && flush(reader);
+/*
+ * A piece: values that json-c reads at once, as an array.  Between its begin
+ * and its end the text's values are read by read_value().
+ */
+static bool
+piece_begin(JsonReader *reader)
+{
+	json_tokener_reset(reader->tokener);
+	reader->complete = false;
+	reader->used = 0;
+	return emit_byte(reader, '[');
+}
+
+/* Has json-c read what is left of the piece. */
+static bool
+piece_read(JsonReader *reader)
+{
+	if (!emit_byte(reader, ']') || !flush(reader))
+		return false;
+	return reader->complete || fail(reader, ENGINE_NO_MEMORY, NULL);
+}
+
+static void
+piece_forget(JsonReader *reader)
+{
+	json_object_put(reader->tree);
+	reader->tree = NULL;
+}
+
+/* Ends a piece: its values become nodes. */
+static bool
+piece_end(JsonReader *reader, JsonNode *nodes, size_t count)
+{
+	if (!piece_read(reader))
+		return false;
+	for (size_t i = 0; i < count; i++)
+	{
+		if (!convert(json_object_array_get_idx(reader->tree, i), &nodes[i],
+					 reader->arena))
+			return fail(reader, ENGINE_NO_MEMORY, NULL);
+	}
+	piece_forget(reader);
+	return true;
+}
+
+/* A string that is longer than a piece. */
+static bool
+build_string(JsonReader *reader, JsonNode *node, const LongValue *value)
+{
+	char *copy;
+	size_t length = 0;
+
+	/* no character takes more bytes than what it is written with */
+	copy = arena_alloc(reader->arena, value->count + 1);
+	if (copy == NULL)
+		return fail(reader, ENGINE_NO_MEMORY, NULL);
+	reader->next++;
+	while (peek(reader) != '"')
+	{
+		json_object *part;
+		const char *text;
+		size_t part_length;
+
+		if (!piece_begin(reader) || !emit_byte(reader, '"') ||
+			!read_characters(reader, false) || !emit_byte(reader, '"') ||
+			!piece_read(reader))
+			return false;
+		part = json_object_array_get_idx(reader->tree, 0);
+		text = json_object_get_string(part);
+		part_length = (size_t) json_object_get_string_len(part);
+		if (part_length > 0 && text[0] == MARK)
+		{
+			text++;
+			part_length--;
+		}
+		memcpy(copy + length, text, part_length);
+		length += part_length;
+		piece_forget(reader);
+	}
+	reader->next++;
+	node->kind = JSON_STRING;
+	node->count = (uint32_t) length;
+	node->offset = copy - (char *) node;
+	return true;
+}
+
+/* Moves a node; what its link leads to stays. */
+static void
+move_node(JsonNode *target, const JsonNode *source)
+{
+	int64_t distance = (const char *) source - (char *) target;
+
+	*target = *source;
+	target->offset += distance;
+}
+
+/* By name, and then by place; nothing matters once the work is to end. */
+static int
+compare_names(const void *left, const void *right, void *argument)
+{
+	const JsonNode *a = *(const JsonNode *const *) left;
+	const JsonNode *b = *(const JsonNode *const *) right;
+	JsonReader *reader = argument;
+	int order;
+
+	if (reader->arena->failed || (reader->values++ % JSON_VALUES_PER_ASK == 0 &&
+								  arena_interrupted(reader->arena)))
+		return 0;
+
+	if (a->count != b->count)
+		return a->count < b->count ? -1 : 1;
+	order = memcmp(json_text(a), json_text(b), a->count);
+	if (order != 0)
+		return order;
+	return a < b ? -1 : a > b;
+}
+
+/*
+ * Of members of the same name leaves the last one's value, at the place of the
+ * first one.
+ */
+static bool
+drop_repeated(JsonReader *reader, JsonNode *object)
+{
+	JsonNode *members = (JsonNode *) ((char *) object + object->offset);
+	uint32_t count = object->count;
+	uint32_t kept = 0;
+	bool repeated = false;
+	JsonNode **names;
+	Arena memory;
+
+	arena_init(&memory, reader->arena->source);
+	names = arena_alloc(&memory, count * sizeof(JsonNode *));
+	if (names == NULL)
+		return fail(reader, ENGINE_NO_MEMORY, NULL);
+	for (uint32_t i = 0; i < count; i++)
+		names[i] = &members[2 * i];
+	qsort_r(names, count, sizeof(JsonNode *), compare_names, reader);
+	if (reader->arena->failed)
+	{
+		arena_release(&memory);
+		return fail(reader, ENGINE_NO_MEMORY, NULL);
+	}
+	for (uint32_t first = 0, i = 1; i < count; i++)
+	{
+		if (names[i]->count != names[first]->count ||
+			memcmp(json_text(names[i]), json_text(names[first]),
+				   names[i]->count) != 0)
+		{
+			first = i;
+			continue;
+		}
+		move_node(names[first] + 1, names[i] + 1);
+		names[i]->kind = JSON_NULL; /* no name has this kind */
+		repeated = true;
+	}
+	arena_release(&memory);
+	if (!repeated)
+		return true;
+
+	for (uint32_t i = 0; i < count; i++)
+	{
+		if (members[2 * i].kind == JSON_NULL)
+			continue;
+		if (kept != i)
+		{
+			move_node(&members[2 * kept], &members[2 * i]);
+			move_node(&members[2 * kept + 1], &members[2 * i + 1]);
+		}
+		kept++;
+	}
+	object->count = kept;
+	return true;
+}
+
+/* Whether the value that comes next is long, and which it is then. */
+static const LongValue *
+next_if_long(JsonReader *reader)
+{
+	const LongValue *value = &reader->long_values[reader->next_long_value];
+
+	if (reader->next_long_value == reader->nlong_values ||
+		value->start != (size_t) (reader->next - reader->start))
+		return NULL;
+	reader->next_long_value++;
+	return value;
+}
+
+/*
+ * A container or a string that is longer than a piece.  The text was checked,
+ * so between two values, or a name and its value, there is nothing but blanks
+ * and one byte.  Recursive, but the text is not deeper than max_depth.
+ */
+static bool
+build_long(JsonReader *reader, JsonNode *node, const LongValue *value)
+{
+	bool is_object = *reader->next == '{';
+	JsonNode *children;
+	size_t count = value->count;
+	size_t done = 0; /* children that are nodes */
+	const char *piece = NULL; /* where the present one starts */
+
+	if (*reader->next == '"')
+		return build_string(reader, node, value);
+
+	children = arena_alloc(reader->arena, count * sizeof(JsonNode));
+	if (children == NULL)
+		return fail(reader, ENGINE_NO_MEMORY, NULL);
+	node->kind = is_object ? JSON_OBJECT : JSON_ARRAY;
+	node->count = (uint32_t) (is_object ? count / 2 : count);
+	node->offset = (char *) children - (char *) node;
+
+	for (size_t i = 0; i < count; i++)
+	{
+		const LongValue *child;
+
+		reader->next++; /* the bracket, a comma or a colon */
+		skip_blanks(reader);
+		child = next_if_long(reader);
+		if (child != NULL)
+		{
+			if (done < i && !piece_end(reader, &children[done], i - done))
+				return false;
+			if (!build_long(reader, &children[i], child))
+				return false;
+			done = i + 1;
+		}
+		else
+		{
+			if (i == done)
+			{
+				piece = reader->next;
+				if (!piece_begin(reader))
+					return false;
+			}
+			else if (!emit_byte(reader, ','))
+				return false;
+			if (!read_value(reader))
+				return false;
+			if (reader->next - piece >= JSON_PIECE)
+			{
+				if (!piece_end(reader, &children[done], i + 1 - done))
+					return false;
+				done = i + 1;
+			}
+		}
+		skip_blanks(reader);
+	}
+	if (done < count && !piece_end(reader, &children[done], count - done))
+		return false;
+	reader->next++;
+	return !is_object || drop_repeated(reader, node);
+}
+
+/* Reads the text, which was checked, into a tree. */
+static bool
+build_text(JsonReader *reader, JsonNode *node)
+{
+	const LongValue *value;
+
+	reader->next = reader->start;
+	skip_blanks(reader);
+	value = next_if_long(reader);
+	if (value != NULL)
+		return build_long(reader, node, value);
+	return piece_begin(reader) && read_value(reader) &&
+		   piece_end(reader, node, 1);
+}
+
+/* Makes a reader of a text, and checks that. */
+static bool
+reader_open(JsonReader *reader, const char *text, size_t length, int max_depth,
+			uint64_t max_cost, Arena *arena, const char **message)
+{
+	/* all but the buffer, which is large and needs no zeros */
+	memset(reader, 0, offsetof(JsonReader, buffer));
+	if (message != NULL)
+		*message = NULL;
+	reader->arena = arena;
+	reader->start = reader->next = text;
+	reader->end = text + length;
+	reader->max_depth = max_depth;
+	reader->max_cost = max_cost;
+	reader->status = ENGINE_OK;
+	arena_init(&reader->scratch, arena->source);
+
+	if (length > JSON_MAX_TEXT)
+		(void) fail(reader, ENGINE_TOO_LARGE, "the text is too long");
+	else
+		(void) check_text(reader);
+	if (reader->problem != NULL && message != NULL)
+		*message = problem_message(reader, arena);
+	return reader->status == ENGINE_OK;
 }
 
 /*
@@ -640,43 +1049,121 @@ json_parse(const char *text, size_t length, int max_depth, Arena *arena,
 	JsonReader reader;
 	JsonNode *node;
 
-	/* all but the buffer, which is large and needs no zeros */
-	memset(&reader, 0, offsetof(JsonReader, buffer));
 	*root = NULL;
-	if (message != NULL)
-		*message = NULL;
-
-	reader.arena = arena;
-	reader.start = reader.next = text;
-	reader.end = text + length;
-	reader.max_depth = max_depth;
-	reader.status = ENGINE_OK;
-
-	if (length > JSON_MAX_TEXT)
-		(void) fail(&reader, ENGINE_TOO_LARGE, "the text is too long");
-	else
-		(void) read_text(&reader);
-	if (reader.status != ENGINE_OK)
+	if (reader_open(&reader, text, length, max_depth, JSON_MAX_COST, arena,
+					message))
 	{
-		if (message != NULL)
-			*message = problem_message(&reader, arena);
-		return reader.status;
+		/* json-c counts scalars and the piece as levels, and wants one more */
+		reader.tokener = json_tokener_new_ex(reader.deepest + 3);
+		node = arena_alloc(arena, sizeof(JsonNode));
+		if (reader.tokener == NULL || node == NULL)
+			(void) fail(&reader, ENGINE_NO_MEMORY, NULL);
+		else if (build_text(&reader, node))
+			*root = node;
+		piece_forget(&reader);
+		if (reader.tokener != NULL)
+			json_tokener_free(reader.tokener);
 	}
-
-	/* json-c counts scalars as a level, and wants one to spare */
-	reader.tokener = json_tokener_new_ex(reader.deepest + 2);
-	if (reader.tokener == NULL)
-		return ENGINE_NO_MEMORY;
-	(void) read_text(&reader);
-	json_tokener_free(reader.tokener);
-
-	node = arena_alloc(arena, sizeof(JsonNode));
-	if (!reader.complete || node == NULL || !convert(reader.tree, node, arena))
-		reader.status = ENGINE_NO_MEMORY;
-	else
-		*root = node;
-	json_object_put(reader.tree);
+	arena_release(&reader.scratch);
 	return reader.status;
+}
+
+/* Checks a whole text; see json.h. */
+EngineStatus
+json_check(const char *text, size_t length, int max_depth, Arena *arena,
+		   const char **message)
+{
+	JsonReader reader;
+
+	(void) reader_open(&reader, text, length, max_depth, UINT64_MAX, arena,
+					   message);
+	arena_release(&reader.scratch);
+	return reader.status;
+}
+
+static const char *
+skip_checked_blanks(const char *next)
+{
+	while (*next == ' ' || *next == '\n' || *next == '\r' || *next == '\t')
+		next++;
+	return next;
+}
+
+/* The end of a value in a text that was checked. */
+static const char *
+skip_checked_value(const char *next)
+{
+	int depth = 0;
+
+	do
+	{
+		switch (*next)
+		{
+			case '[':
+			case '{':
+				depth++;
+				next++;
+				break;
+			case ']':
+			case '}':
+				depth--;
+				next++;
+				break;
+			case '"':
+				for (next++; *next != '"'; next++)
+				{
+					if (*next == '\\')
+						next++;
+				}
+				next++;
+				break;
+			case ',':
+			case ':':
+			case ' ':
+			case '\n':
+			case '\r':
+			case '\t':
+				next++;
+				break;
+			default: /* a number or a word, which something ends */
+				while ((unsigned char) *next > ' ' && *next != ',' &&
+					   *next != ']' && *next != '}')
+					next++;
+				break;
+		}
+	} while (depth > 0);
+	return next;
+}
+
+void
+json_walk_begin(JsonWalk *walk, EngineText container)
+{
+	walk->next = skip_checked_blanks(container.data);
+}
+
+JsonKind
+json_walk_kind(EngineText text)
+{
+	const char *first = skip_checked_blanks(text.data);
+
+	return *first == '{' ? JSON_OBJECT : *first == '[' ? JSON_ARRAY : JSON_NULL;
+}
+
+bool
+json_walk_next(JsonWalk *walk, EngineText *value)
+{
+	const char *first = skip_checked_blanks(walk->next);
+
+	/* at the container's bracket, a comma, a colon, or its end */
+	if (*first == ']' || *first == '}')
+		return false;
+	first = skip_checked_blanks(first + 1);
+	if (*first == ']' || *first == '}')
+		return false;
+	walk->next = skip_checked_value(first);
+	value->data = first;
+	value->length = (size_t) (walk->next - first);
+	return true;
 }
 
 /* A member by a name of any bytes. */

@@ -65,12 +65,37 @@ json_member_value(const JsonNode *object, uint32_t index)
  * the grammar).  Of equal names in an object the last value counts, at the
  * first one's place, as in JavaScript.  The tree lives in the arena.
  *
- * On ENGINE_MALFORMED or ENGINE_TOO_DEEP *message (if message is not NULL)
- * says what is wrong, in the arena.
+ * What it takes beside the tree is some megabytes at most.
+ *
+ * On ENGINE_MALFORMED, ENGINE_TOO_DEEP or ENGINE_TOO_LARGE *message (if message
+ * is not NULL) says what is wrong, in the arena.
  */
 extern EngineStatus json_parse(const char *text, size_t length, int max_depth,
 							   Arena *arena, const JsonNode **root,
 							   const char **message);
+
+/*
+ * Checks text as json_parse() does, but makes no tree of it, so that it may be
+ * as large as it likes.
+ */
+extern EngineStatus json_check(const char *text, size_t length, int max_depth,
+							   Arena *arena, const char **message);
+
+/*
+ * The values of an array one by one, or the names and values of an object in
+ * turn, as the text that they are in a text that was checked.  Nothing is
+ * taken out of an object: of repeated names each one comes.
+ */
+typedef struct JsonWalk
+{
+	const char *next;
+} JsonWalk;
+
+extern void json_walk_begin(JsonWalk *walk, EngineText container);
+extern bool json_walk_next(JsonWalk *walk, EngineText *value);
+
+/* JSON_OBJECT, JSON_ARRAY, or JSON_NULL for what is neither. */
+extern JsonKind json_walk_kind(EngineText text);
 
 /* The last member of that name, or NULL (also if node is not an object). */
 extern const JsonNode *json_get(const JsonNode *object, const char *name);

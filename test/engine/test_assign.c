@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "assign.h"
 #include "compile.h"
@@ -260,12 +262,23 @@ host_store_json(void *context, const JsonNode *node, const void **bytes,
 	return host_store_text(context, text, bytes, length);
 }
 
+static void
+host_forget(void *context)
+{
+	TestHost *host = context;
+
+	arena_release(&host->memory);
+}
+
 /* Compiles data into the tests' arena. */
 static EngineStatus
 compile_with(TestHost *host, EngineText data, const char *environment,
 			 CompileResult *result)
 {
-	SnapshotHost functions = {host, host_store_json, host_store_text};
+	SnapshotHost functions = {.context = host,
+							  .store_json = host_store_json,
+							  .store_text = host_store_text,
+							  .forget = host_forget};
 	EngineStatus status;
 
 	arena_init(&host->memory, &arena_malloc_source);
@@ -2052,7 +2065,10 @@ test_no_memory(void)
 		DrySource dry = {budget, 0};
 		ArenaSource source = {dry_alloc, dry_free, &dry, NULL};
 		TestHost host = {.forced = ENGINE_OK};
-		SnapshotHost functions = {&host, host_store_json, host_store_text};
+		SnapshotHost functions = {.context = &host,
+								  .store_json = host_store_json,
+								  .store_text = host_store_text,
+								  .forget = host_forget};
 		CompileResult result;
 		Arena small;
 
@@ -2124,6 +2140,168 @@ test_many(void)
 	arena_release(&arena);
 }
 
+/* kB that this process has taken at most; 0 where the system does not tell */
+static long
+most_memory(void)
+{
+	FILE *file = fopen("/proc/self/status", "r");
+	char line[256];
+	long kilobytes = 0;
+
+	while (file != NULL && fgets(line, sizeof(line), file) != NULL)
+		(void) sscanf(line, "VmHWM: %ld", &kilobytes);
+	if (file != NULL)
+		fclose(file);
+	return kilobytes;
+}
+
+/*
+ * Compiles in a process of its own.  Returns how much memory that took, in
+ * kB; 0 if it can't be told, -1 if the data does not compile.
+ */
+static long
+memory_to_compile(const char *text)
+{
+	long taken = 0;
+	int ends[2];
+	pid_t child;
+
+	if (pipe(ends) != 0)
+		return 0;
+	child = fork();
+	if (child == 0)
+	{
+		long before = most_memory();
+		CompileResult result;
+
+		if (compile_text(text_of(text), "production", &result) == ENGINE_OK)
+			taken = most_memory() - before;
+		else
+			taken = -1;
+		if (before == 0 && taken >= 0)
+			taken = 0;
+		if (write(ends[1], &taken, sizeof(taken)) != sizeof(taken))
+			abort();
+		_exit(0);
+	}
+	if (child < 0 || read(ends[0], &taken, sizeof(taken)) != sizeof(taken))
+		taken = 0;
+	close(ends[0]);
+	close(ends[1]);
+	if (child > 0)
+		(void) waitpid(child, NULL, 0);
+	return taken;
+}
+
+/* What compiling takes is a small multiple of the text. */
+static void
+memory_is_bounded(const char *what, char *text, long factor)
+{
+	long kilobytes = (long) (strlen(text) / 1024);
+	long taken = memory_to_compile(text);
+
+	if (taken == 0)
+		tap_skip("memory cannot be measured here: %s", what);
+	else
+		tap_ok(taken > 0 && taken < factor * kilobytes,
+			   "%s: %ld kB for %ld kB of text", what, taken, kilobytes);
+	free(text);
+}
+
+#define LARGE_SIZE ((size_t) 8 * 1024 * 1024)
+
+/* As many experiments as there is room for. */
+static char *
+many_experiments(void)
+{
+	char *text = malloc(LARGE_SIZE + 1024);
+	size_t used = (size_t) sprintf(text, "{\"experiments\":[");
+
+	for (uint32_t i = 0; used < LARGE_SIZE; i++)
+		used += (size_t) sprintf(
+			text + used,
+			"%s{\"id\":%u,\"name\":\"experiment_%u\",\"unitType\":\"user_id\","
+			"\"seedHi\":%u,\"seedLo\":1,\"split\":[0.5,0.5],\"trafficSeedHi\":1"
+			",\"trafficSeedLo\":2,\"trafficSplit\":[0,1],\"variants\":[{},"
+			"{\"config\":\"{\\\"shared\\\":%u,\\\"own_%u\\\":1}\"}]}",
+			i == 0 ? "" : ",", i, i, i, i, i);
+	strcpy(text + used, "]}");
+	return text;
+}
+
+/* One experiment of one config, which repeats a part. */
+static char *
+large_config(const char *part)
+{
+	char *text = malloc(LARGE_SIZE + 1024);
+	size_t used = (size_t) sprintf(
+		text,
+		"{\"experiments\":[{\"id\":1,\"name\":\"e\",\"split\":[1],"
+		"\"trafficSplit\":[0,1],\"variants\":[{\"config\":\"{\\\"k\\\":[");
+	size_t length = strlen(part);
+
+	while (used < LARGE_SIZE)
+	{
+		memcpy(text + used, part, length);
+		used += length;
+	}
+	strcpy(text + used - 1, "]}\"}]}]}");
+	return text;
+}
+
+/* What has no use: elements that are repeated in the list of that name. */
+static char *
+large_list(const char *name, const char *part)
+{
+	char *text = malloc(LARGE_SIZE + 1024);
+	size_t used = (size_t) sprintf(text, "{\"%s\":[", name);
+	size_t length = strlen(part);
+
+	while (used < LARGE_SIZE)
+	{
+		memcpy(text + used, part, length);
+		used += length;
+	}
+	strcpy(text + used - 1, "]}");
+	return text;
+}
+
+static void
+test_memory(void)
+{
+	CompileResult result;
+	char *text;
+	uint32_t nwarnings = 0;
+
+	memory_is_bounded("many experiments", many_experiments(), 8);
+	memory_is_bounded("a config of objects",
+					  large_config("{\\\"key\\\":\\\"value\\\"},"), 16);
+	memory_is_bounded("a config of texts",
+					  large_config("\\\"a text of some length\\\","), 16);
+	memory_is_bounded("a long text", large_config("\\\"\\\\u00e9\\\\n\\\","),
+					  16);
+	memory_is_bounded("elements that nobody knows",
+					  large_list("unknown", "{},"), 4);
+	memory_is_bounded("experiments that are none",
+					  large_list("experiments", "{},"), 5);
+	memory_is_bounded("holdouts that are none", large_list("holdouts", "[1],"),
+					  5);
+
+	text = large_list("experiments", "{},");
+	(void) compile_text(text_of(text), "production", &result);
+	for (const CompileWarning *warning = result.warnings; warning != NULL;
+		 warning = warning->next)
+	{
+		nwarnings++;
+		if (warning->next == NULL)
+			tap_ok(strstr(warning->text, "more warnings are not shown") != NULL,
+				   "warnings that are only counted: %s", warning->text);
+	}
+	tap_ok(nwarnings == 1001, "warnings are bounded: %u", nwarnings);
+	free(text);
+	arena_release(&arena);
+}
+
 static void
 test_audience_compile(void)
 {
@@ -2174,6 +2352,7 @@ main(int argc, char **argv)
 	test_all_traffic();
 	test_audience_compile();
 	test_many();
+	test_memory();
 	test_no_memory();
 	test_mutations();
 

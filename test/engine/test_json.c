@@ -325,23 +325,135 @@ test_pieces(void)
 	tap_ok(ok, "tokens that are cut");
 }
 
-/* A short text that would take gigabytes is refused. */
+/* A part of a text, repeated behind a beginning and before an end. */
+static char *
+repeat(const char *begin, const char *part, size_t count, const char *end)
+{
+	size_t length = strlen(part);
+	char *text = malloc(strlen(begin) + count * length + strlen(end) + 1);
+	char *next = text + sprintf(text, "%s", begin);
+
+	for (size_t i = 0; i < count; i++, next += length)
+		memcpy(next, part, length);
+	strcpy(next, end);
+	return text;
+}
+
+static void
+long_value(const char *what, char *text, char *expected)
+{
+	tap_ok(writes_as(text, strlen(text), expected), "long values: %s", what);
+	free(text);
+	free(expected);
+	arena_release(&arena);
+}
+
+/* Values that are longer than what json-c sees at a time. */
+static void
+test_long(void)
+{
+	long_value("numbers", repeat("[", "-1.50 , ", 100000, "7]"),
+			   repeat("[", "-1.50,", 100000, "7]"));
+	long_value(
+		"all kinds",
+		repeat(" [ ", "[],{},\"\",null,true,false,{\"a\":[1]},", 9000,
+			   "[ ] ] "),
+		repeat("[", "[],{},\"\",null,true,false,{\"a\":[1]},", 9000, "[]]"));
+	long_value("deep", repeat("[[[[[[{\"a\":[", "\"x\",", 30000, "0]}]]]]]]"),
+			   repeat("[[[[[[{\"a\":[", "\"x\",", 30000, "0]}]]]]]]"));
+	long_value("long among short",
+			   repeat("[1,[", "2,", 20000, "3],4,5,{\"a\":\"b\"}]"),
+			   repeat("[1,[", "2,", 20000, "3],4,5,{\"a\":\"b\"}]"));
+	long_value("text", repeat("\"", "abcdefg", 100000, "\""),
+			   repeat("\"", "abcdefg", 100000, "\""));
+	long_value("escapes",
+			   repeat("\"", "\\u0001\\ud83d\\ude00\\u0000\\\"", 10000, "\""),
+			   repeat("\"", "\\u0001\xf0\x9f\x98\x80\\u0000\\\"", 10000, "\""));
+	long_value("half a pair", repeat("\"", "\\ud83d", 10000, "\""),
+			   repeat("\"", "\xef\xbf\xbd", 10000, "\""));
+	long_value("a long name", repeat("{\"", "n\xc3\xa9", 10000, "\":1}"),
+			   repeat("{\"", "n\xc3\xa9", 10000, "\":1}"));
+	long_value("one name again and again",
+			   repeat("{\"b\":0,", "\"a\":1,", 20000, "\"c\":[3]}"),
+			   repeat("", "{\"b\":0,\"a\":1,\"c\":[3]}", 1, ""));
+	long_value("names with marks",
+			   repeat("{\"\\u0001\":0,\"\\u0000\":1,", "\"\\u00011\":2,", 20000,
+					  "\"\\u0000\":{\"\\u0000\":3}}"),
+			   repeat("",
+					  "{\"\\u0001\":0,\"\\u0000\":{\"\\u0000\":3},"
+					  "\"\\u00011\":2}",
+					  1, ""));
+}
+
+/* Where a long value ends and the next one begins, of every length. */
+static void
+test_borders(void)
+{
+	bool ok = true;
+
+	for (size_t count = 16300; count < 16460; count++)
+	{
+		char *text = repeat("{\"a\":[\"", "x", count,
+							"\\n\"],\"b\":{\"c\":[1]},\"a\":2}");
+		char *kept =
+			repeat("{\"b\":[\"", "x", count, "\\n\"],\"a\":{\"c\":[1]}}");
+
+		ok &= writes_as(text, strlen(text), "{\"a\":2,\"b\":{\"c\":[1]}}");
+		ok &= writes_as(kept, strlen(kept), kept);
+		free(text);
+		free(kept);
+		arena_release(&arena);
+	}
+	tap_ok(ok, "values of about a piece's length");
+}
+
+/* The walk over a text that was checked. */
+static void
+test_walk(void)
+{
+	static const char text[] =
+		" { \"a\" : [ 1 , {\"b\":\"]\\\"\"} ] ,\"a\":-1.5e3 ,\"\\\\\":null,"
+		"\"\" : { } } ";
+	static const char *const values[] = {
+		"\"a\"",    "[ 1 , {\"b\":\"]\\\"\"} ]",
+		"\"a\"",    "-1.5e3",
+		"\"\\\\\"", "null",
+		"\"\"",     "{ }"};
+	EngineText whole = {TEXT(text)};
+	EngineText value;
+	JsonWalk walk;
+	size_t count = 0;
+	bool ok = json_check(TEXT(text), 3, &arena, NULL) == ENGINE_OK &&
+			  json_walk_kind(whole) == JSON_OBJECT;
+
+	json_walk_begin(&walk, whole);
+	while (json_walk_next(&walk, &value))
+	{
+		ok &= count < lengthof(values) &&
+			  strlen(values[count]) == value.length &&
+			  memcmp(values[count], value.data, value.length) == 0;
+		count++;
+	}
+	tap_ok(ok && count == lengthof(values), "walk");
+	tap_ok(json_check(TEXT(text), 2, &arena, NULL) == ENGINE_TOO_DEEP &&
+			   json_check("[1,]", 4, 8, &arena, NULL) == ENGINE_MALFORMED,
+		   "check");
+	arena_release(&arena);
+}
+
+/* A text whose tree would take too much is refused. */
 static void
 test_cost(void)
 {
-	size_t count = 4 * 1024 * 1024;
-	char *text = malloc(3 * count + 2);
+	size_t count = 12 * 1024 * 1024;
+	char *text = repeat("[", "1,", count, "1]");
 	const JsonNode *root;
 	const char *message;
 
-	text[0] = '[';
-	for (size_t i = 0; i < count; i++)
-		memcpy(text + 1 + 3 * i, "{},", 3);
-	text[3 * count] = ']';
-	tap_ok(json_parse(text, 3 * count + 1, ENGINE_MAX_DEPTH, &arena, &root,
+	tap_ok(json_parse(text, strlen(text), ENGINE_MAX_DEPTH, &arena, &root,
 					  &message) == ENGINE_TOO_LARGE &&
 			   message != NULL,
-		   "too many objects");
+		   "too many values");
 	free(text);
 	arena_release(&arena);
 }
@@ -399,6 +511,9 @@ main(void)
 	test_depth();
 	test_get();
 	test_pieces();
+	test_long();
+	test_borders();
+	test_walk();
 	test_cost();
 	test_interrupted();
 	return tap_done();

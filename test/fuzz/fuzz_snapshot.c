@@ -181,7 +181,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	const JsonNode *root;
 	Arena arena;
 	Arena memory;
-	SnapshotHost host = {&memory, store_json, store_text};
+	SnapshotHost host = {
+		.context = &memory, .store_json = store_json, .store_text = store_text};
 
 	arena_init(&arena, &arena_malloc_source);
 	arena_init(&memory, &arena_malloc_source);
