@@ -24,6 +24,7 @@
 typedef struct StoreHost
 {
 	MemoryContext memory;
+	size_t length; /* of what is there */
 	Oid conversion; /* from UTF-8; invalid: none is needed */
 } StoreHost;
 
@@ -103,93 +104,278 @@ storable_text(const StoreHost *host, const char *text, size_t length,
 	return result;
 }
 
-static void
-scalar_value(const JsonNode *node, const StoreHost *host, JsonbValue *value)
-{
-	size_t length;
-	char *digits;
+/*
+ * jsonb
+ *
+ * It is written here as it lies on disk, without the server's tree of
+ * JsonbValues, which takes half a kilobyte for an object of one member and
+ * cannot be interrupted.
+ */
 
-	switch ((JsonKind) node->kind)
+typedef struct JsonbWriter
+{
+	const StoreHost *host; /* NULL: texts stay UTF-8 */
+	char *data;
+	size_t length;
+	size_t room;
+} JsonbWriter;
+
+/* A member's name, for sorting. */
+typedef struct JsonbName
+{
+	const char *text;
+	size_t length;
+	uint32 index; /* of the member */
+} JsonbName;
+
+/*
+ * The caller of a host holds interrupts off, and what is raised there becomes a
+ * status.
+ */
+static void
+check_interrupts(const StoreHost *host)
+{
+	if (host == NULL)
+		CHECK_FOR_INTERRUPTS();
+	else if (unlikely(ProcDiePending || QueryCancelPending))
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
+						errmsg("interrupted while a value was stored")));
+}
+
+/* Room for size bytes; returns where they start. */
+static size_t
+reserve(JsonbWriter *writer, size_t size)
+{
+	size_t start = writer->length;
+
+	if (size > JENTRY_OFFLENMASK || start + size > JENTRY_OFFLENMASK)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("total size of jsonb value exceeds the maximum "
+							   "of %u bytes",
+							   JENTRY_OFFLENMASK)));
+	if (start + size > writer->room)
 	{
-		case JSON_FALSE:
-		case JSON_TRUE:
-			value->type = jbvBool;
-			value->val.boolean = node->kind == JSON_TRUE;
-			break;
-		case JSON_NUMBER:
-			digits = pnstrdup(json_text(node), node->count);
-			value->type = jbvNumeric;
-			value->val.numeric = DatumGetNumeric(DirectFunctionCall3(
-				numeric_in, CStringGetDatum(digits),
-				ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
-			break;
-		case JSON_STRING:
-			value->type = jbvString;
-			value->val.string.val =
-				unconstify(char *, storable_text(host, json_text(node),
-												 node->count, &length));
-			value->val.string.len = (int) length;
-			break;
-		default:
-			value->type = jbvNull;
-			break;
+		writer->room = Max(start + size, writer->room + writer->room / 2);
+		writer->data = repalloc_huge(writer->data, writer->room);
+	}
+	writer->length = start + size;
+	return start;
+}
+
+static void
+append(JsonbWriter *writer, const void *bytes, size_t size)
+{
+	size_t start = reserve(writer, size);
+
+	memcpy(writer->data + start, bytes, size);
+}
+
+/* Numbers, and what containers begin with, are aligned. */
+static void
+align(JsonbWriter *writer)
+{
+	size_t padding = INTALIGN(writer->length) - writer->length;
+	size_t start = reserve(writer, padding);
+
+	memset(writer->data + start, 0, padding);
+}
+
+/*
+ * Writes the entry at place, for what was written from start on.  total is the
+ * length of all that belongs to the container so far; it stands in some
+ * entries instead of their own length.
+ */
+static void
+put_entry(JsonbWriter *writer, size_t place, uint32 index, JEntry type,
+		  size_t start, size_t base)
+{
+	JEntry entry = type | (JEntry) (writer->length - start);
+
+	if (index % JB_OFFSET_STRIDE == 0)
+		entry = type | JENTRY_HAS_OFF | (JEntry) (writer->length - base);
+	memcpy(writer->data + place + index * sizeof(JEntry), &entry,
+		   sizeof(JEntry));
+}
+
+static JEntry write_node(JsonbWriter *writer, const JsonNode *node);
+
+/* Begins a container of so many entries; returns where these are. */
+static size_t
+begin_container(JsonbWriter *writer, uint32 header, size_t nentries)
+{
+	align(writer);
+	append(writer, &header, sizeof(header));
+	if (nentries > JENTRY_OFFLENMASK / sizeof(JEntry))
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("too many members or elements for jsonb")));
+	return reserve(writer, nentries * sizeof(JEntry));
+}
+
+static void
+write_array(JsonbWriter *writer, const JsonNode *node)
+{
+	size_t place;
+	size_t base;
+
+	if (node->count > JB_CMASK)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("too many elements for jsonb")));
+	place = begin_container(writer, node->count | JB_FARRAY, node->count);
+	base = writer->length;
+	for (uint32 i = 0; i < node->count; i++)
+	{
+		size_t start = writer->length;
+		JEntry type = write_node(writer, json_element(node, i));
+
+		put_entry(writer, place, i, type, start, base);
 	}
 }
 
-/* Pushes one value; the depth is bounded by the parser (ENGINE_MAX_DEPTH). */
-static void
-push_node(JsonbParseState **state, JsonbIteratorToken token,
-		  const JsonNode *node, const StoreHost *host, JsonbValue **root)
+/* jsonb's order: by length, then by bytes; of equal names the last one first */
+static int
+compare_jsonb_names(const void *left, const void *right, void *host)
 {
-	uint32_t index;
+	const JsonbName *a = left;
+	const JsonbName *b = right;
+	int order;
+
+	check_interrupts(host);
+	if (a->length != b->length)
+		return a->length < b->length ? -1 : 1;
+	order = memcmp(a->text, b->text, a->length);
+	if (order != 0)
+		return order;
+	return a->index > b->index ? -1 : a->index < b->index;
+}
+
+static void
+write_object(JsonbWriter *writer, const JsonNode *node)
+{
+	JsonbName *names;
+	uint32 count = 0;
+	size_t place;
+	size_t base;
+
+	if (node->count > JB_CMASK)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("too many members for jsonb")));
+	names = MemoryContextAllocHuge(CurrentMemoryContext,
+								   Max(node->count, 1) * sizeof(JsonbName));
+	for (uint32 i = 0; i < node->count; i++)
+	{
+		const JsonNode *name = json_member_name(node, i);
+
+		check_interrupts(writer->host);
+		names[i].text = storable_text(writer->host, json_text(name),
+									  name->count, &names[i].length);
+		names[i].index = i;
+	}
+	qsort_arg(names, node->count, sizeof(JsonbName), compare_jsonb_names,
+			  unconstify(StoreHost *, writer->host));
+	/* two names may be one in the database's encoding */
+	for (uint32 i = 0; i < node->count; i++)
+	{
+		if (count == 0 || names[count - 1].length != names[i].length ||
+			memcmp(names[count - 1].text, names[i].text, names[i].length) != 0)
+			names[count++] = names[i];
+	}
+
+	place = begin_container(writer, count | JB_FOBJECT, 2 * (size_t) count);
+	base = writer->length;
+	for (uint32 i = 0; i < count; i++)
+	{
+		size_t start = writer->length;
+
+		append(writer, names[i].text, names[i].length);
+		put_entry(writer, place, i, JENTRY_ISSTRING, start, base);
+	}
+	for (uint32 i = 0; i < count; i++)
+	{
+		size_t start = writer->length;
+		JEntry type =
+			write_node(writer, json_member_value(node, names[i].index));
+
+		put_entry(writer, place, count + i, type, start, base);
+	}
+	pfree(names);
+}
+
+static void
+write_number(JsonbWriter *writer, const JsonNode *node)
+{
+	char *digits = pnstrdup(json_text(node), node->count);
+	Numeric number = DatumGetNumeric(
+		DirectFunctionCall3(numeric_in, CStringGetDatum(digits),
+							ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+
+	align(writer);
+	append(writer, number, VARSIZE_ANY(number));
+	pfree(number);
+	pfree(digits);
+}
+
+/*
+ * Writes one value; returns the type for its entry.  Recursive, but the depth
+ * is bounded by the parser (ENGINE_MAX_DEPTH).
+ */
+static JEntry
+write_node(JsonbWriter *writer, const JsonNode *node)
+{
+	size_t length;
+	const char *text;
 
 	check_stack_depth();
+	check_interrupts(writer->host);
 
-	if (node->kind == JSON_ARRAY)
+	switch ((JsonKind) node->kind)
 	{
-		pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
-		for (index = 0; index < node->count; index++)
-			push_node(state, WJB_ELEM, json_element(node, index), host, root);
-		*root = pushJsonbValue(state, WJB_END_ARRAY, NULL);
+		case JSON_NULL:
+			break;
+		case JSON_FALSE:
+			return JENTRY_ISBOOL_FALSE;
+		case JSON_TRUE:
+			return JENTRY_ISBOOL_TRUE;
+		case JSON_NUMBER:
+			write_number(writer, node);
+			return JENTRY_ISNUMERIC;
+		case JSON_STRING:
+			text = storable_text(writer->host, json_text(node), node->count,
+								 &length);
+			append(writer, text, length);
+			if (text != json_text(node))
+				pfree(unconstify(char *, text));
+			return JENTRY_ISSTRING;
+		case JSON_ARRAY:
+			write_array(writer, node);
+			return JENTRY_ISCONTAINER;
+		case JSON_OBJECT:
+			write_object(writer, node);
+			return JENTRY_ISCONTAINER;
 	}
-	else if (node->kind == JSON_OBJECT)
-	{
-		pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
-		for (index = 0; index < node->count; index++)
-		{
-			JsonbValue name;
-
-			scalar_value(json_member_name(node, index), host, &name);
-			pushJsonbValue(state, WJB_KEY, &name);
-			push_node(state, WJB_VALUE, json_member_value(node, index), host,
-					  root);
-		}
-		*root = pushJsonbValue(state, WJB_END_OBJECT, NULL);
-	}
-	else
-	{
-		JsonbValue scalar;
-
-		scalar_value(node, host, &scalar);
-		*root = pushJsonbValue(state, token, &scalar);
-	}
+	return JENTRY_ISNULL;
 }
 
 static Jsonb *
 node_to_jsonb(const JsonNode *node, const StoreHost *host)
 {
-	JsonbParseState *state = NULL;
-	JsonbValue *root = NULL;
-	JsonbValue scalar;
+	JsonbWriter writer = {.host = host, .room = 256};
+	JEntry type;
 
+	writer.data = palloc(writer.room);
+	(void) reserve(&writer, VARHDRSZ);
 	if (node->kind == JSON_ARRAY || node->kind == JSON_OBJECT)
-		push_node(&state, WJB_DONE, node, host, &root);
+		(void) write_node(&writer, node);
 	else
 	{
-		scalar_value(node, host, &scalar);
-		root = &scalar;
+		/* a scalar stands alone in an array that is none */
+		size_t place = begin_container(&writer, 1 | JB_FARRAY | JB_FSCALAR, 1);
+		size_t base = writer.length;
+
+		type = write_node(&writer, node);
+		put_entry(&writer, place, 0, type, base, base);
 	}
-	return JsonbValueToJsonb(root);
+	SET_VARSIZE(writer.data, writer.length);
+	return (Jsonb *) writer.data;
 }
 
 Jsonb *
@@ -240,7 +426,7 @@ store(StoreHost *host, const StoreRequest *request, const void **bytes,
 		MemoryContextSwitchTo(host->memory);
 		datum = make_datum(host, request);
 		*bytes = datum;
-		*length = VARSIZE(datum);
+		*length = host->length = VARSIZE(datum);
 	}
 	PG_CATCH();
 	{
@@ -271,6 +457,16 @@ store_text(void *context, EngineText text, const void **bytes, size_t *length)
 	return store(context, &request, bytes, length);
 }
 
+/* What is small makes place for what comes next. */
+static void
+store_forget(void *context)
+{
+	StoreHost *host = context;
+
+	if (host->length > ALLOCSET_DEFAULT_INITSIZE)
+		MemoryContextReset(host->memory);
+}
+
 void
 store_host_init(SnapshotHost *host, MemoryContext context)
 {
@@ -278,10 +474,12 @@ store_host_init(SnapshotHost *host, MemoryContext context)
 
 	store_host->memory = AllocSetContextCreate(
 		context, "absmartly stored value", ALLOCSET_DEFAULT_SIZES);
+	store_host->length = 0;
 	store_host->conversion = find_conversion();
 	host->context = store_host;
 	host->store_json = store_json;
 	host->store_text = store_text;
+	host->forget = store_forget;
 }
 
 static void *

@@ -6,6 +6,7 @@
 
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
@@ -157,6 +158,8 @@ put_tree(Builder *builder, const char *key, const JsonNode *tree)
 
 	store_host_init(&host, CurrentMemoryContext);
 	status = host.store_json(host.context, tree, &bytes, &length);
+	/* an interrupt looks like a want of memory */
+	CHECK_FOR_INTERRUPTS();
 	if (status == ENGINE_NO_MEMORY)
 		evaluation_raise(status);
 	if (status == ENGINE_OK)
@@ -181,7 +184,10 @@ put_choice(Builder *builder, const char *key, const Subject *subject,
 	put_key(builder, "split");
 	push(builder, WJB_BEGIN_ARRAY, NULL);
 	for (index = 0; index < split->count; index++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		put_double(builder, NULL, weights[index]);
+	}
 	push(builder, WJB_END_ARRAY, NULL);
 	if (subject->trace.has_unit)
 	{
@@ -291,6 +297,7 @@ put_audience(Builder *builder, Subject *subject)
 	arena_init(&arena, &chunks);
 	status = json_parse(source.data, source.length, ENGINE_MAX_DEPTH, &arena,
 						&tree, NULL);
+	CHECK_FOR_INTERRUPTS();
 	if (status == ENGINE_NO_MEMORY)
 		evaluation_raise(status);
 
@@ -381,6 +388,7 @@ put_holdouts(Builder *builder, const Subject *subject)
 		double probability = 0;
 		int choice = -1;
 
+		CHECK_FOR_INTERRUPTS();
 		begin_object(builder, NULL);
 		put_integer(builder, "id", holdout->id);
 		if (subject->trace.has_unit)

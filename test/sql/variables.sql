@@ -130,3 +130,26 @@ SET ROLE regress_absmartly_reader;
 SELECT count(*) FROM absmartly_experiments;
 RESET ROLE;
 DROP ROLE regress_absmartly_reader;
+
+-- a value lies in the data as the server would have stored it
+CREATE TEMP TABLE texts AS
+SELECT n, value FROM (VALUES
+	(1, 'null'), (2, 'true'), (3, '-12.5e-3'), (4, '""'), (5, '"text ↓"'), (6, '[]'), (7, '{}'), (8, '[[], {}, [[]], [{}]]'),
+	(9, '{"b": 1, "a": [2], "": 0, "bb": "c", "aa": null, "b": 3, "B": {"b": {"a": 1.50, "c": [1, "two", 3e2]}}}'),
+	(10, (SELECT json_agg(i)::text FROM generate_series(1, 100) i)),
+	(11, (SELECT json_object_agg('key ' || i, repeat('x', i))::text FROM generate_series(100, 1, -1) i)),
+	(12, (SELECT json_agg(json_build_object('a', i, 'list', json_build_array(i, 'text ' || i, i * 0.25), 'o', json_build_object(repeat('é', i % 40), i)))::text
+		FROM generate_series(1, 2000) i))) v (n, value);
+SELECT absmartly_set_context_data(json_build_object('experiments', json_build_array(json_build_object(
+	'id', 1, 'name', 'stored', 'unitType', 'user_id', 'seedHi', 0, 'seedLo', 0, 'split', '[0, 1]'::json, 'trafficSeedHi', 0, 'trafficSeedLo', 0,
+	'trafficSplit', '[0, 1]'::json, 'fullOnVariant', 1, 'variants', json_build_array(json_build_object('name', 'A'),
+		json_build_object('name', 'B', 'config', (SELECT '{' || string_agg('"value ' || n || '": ' || value, ', ') || '}' FROM texts)))))));
+CREATE TEMP TABLE stored AS
+SELECT *, pg_column_size(stored) = pg_column_size(expected) AS same_size FROM (
+	SELECT n, value::jsonb AS expected, absmartly_peek_variable_value('{"user_id": 1}', 'value ' || n, NULL::jsonb) AS stored FROM texts
+	UNION ALL
+	SELECT 0, (SELECT jsonb_object_agg('value ' || n, value::jsonb) FROM texts), variables FROM absmartly_assignments('{"user_id": 1}')) s;
+SELECT n, stored = expected AS equal, stored::text = expected::text AS same_text, same_size
+FROM stored ORDER BY n;
+SELECT octet_length(jsonb_send(stored)) AS bytes, stored #> '{1999,list}' AS last, stored -> 33 -> 'o' AS object FROM stored WHERE n = 12;
+SELECT count(*) FROM stored, jsonb_object_keys(expected) AS key WHERE n IN (0, 9, 11) AND stored -> key IS DISTINCT FROM expected -> key;
