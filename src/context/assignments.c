@@ -59,19 +59,62 @@ assignments_find(const Context *context, EngineText name)
 	return slot ? slot->entry : NULL;
 }
 
-ContextEntry *
-assignments_entry(Context *context, EngineText name)
+static bool
+is_full(const Context *context)
 {
-	ContextEntry *entry = assignments_find(context, name);
+	return context->entries->members >= CONTEXT_MAX_ENTRIES;
+}
+
+static ContextEntry *
+add_entry(Context *context, EngineText name)
+{
+	ContextEntry *entry;
 	EntrySlot *slot;
 	bool found;
 
-	if (entry != NULL)
-		return entry;
 	entry = MemoryContextAllocZero(context->memory, sizeof(ContextEntry));
 	entry->name = context_copy_text(context, name);
 	slot = context_entries_insert(context->entries, entry->name, &found);
 	slot->entry = entry;
+	return entry;
+}
+
+ContextEntry *
+assignments_entry(Context *context, EngineText name)
+{
+	ContextEntry *entry = assignments_find(context, name);
+
+	if (entry != NULL)
+		return entry;
+	if (is_full(context))
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("too many experiments"),
+						errdetail("A context may know up to %d experiments.",
+								  CONTEXT_MAX_ENTRIES)));
+	return add_entry(context, name);
+}
+
+static void forget_copies(ContextEntry *entry);
+
+ContextEntry *
+assignments_use(Context *context, EngineText name, bool *kept)
+{
+	ContextEntry *entry = assignments_find(context, name);
+
+	*kept = entry != NULL || !is_full(context);
+	if (entry != NULL)
+		return entry;
+	if (*kept)
+		return add_entry(context, name);
+
+	entry = context->unkept;
+	if (entry == NULL)
+		entry = context->unkept =
+			MemoryContextAllocZero(context->memory, sizeof(ContextEntry));
+	forget_copies(entry);
+	memset(entry, 0, sizeof(ContextEntry));
+	entry->name.data = pnstrdup(name.data, name.length);
+	entry->name.length = name.length;
 	return entry;
 }
 

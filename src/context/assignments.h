@@ -14,8 +14,18 @@
 /* Makes the table of a new context. */
 extern void assignments_init(Context *context);
 
-/* The entry of an experiment, by its name in UTF-8; made if need be. */
+/*
+ * The entry of an experiment, by its name in UTF-8, to set something in it;
+ * made if need be.  Raises 54000 if there are too many.
+ */
 extern ContextEntry *assignments_entry(Context *context, EngineText name);
+
+/*
+ * The same, for an assignment.  Where there are too many it is an entry that
+ * nobody keeps: *kept is false, and it is good until the next call.
+ */
+extern ContextEntry *assignments_use(Context *context, EngineText name,
+									 bool *kept);
 
 /* The same, NULL if there is none. */
 extern ContextEntry *assignments_find(const Context *context, EngineText name);

@@ -88,6 +88,9 @@ typedef struct ContextEntry
 	uint64 attributes_seen; /* at the last check of rules and audience */
 } ContextEntry;
 
+/* experiments that a context knows by name, at most */
+#define CONTEXT_MAX_ENTRIES 100000
+
 struct context_entries_hash;
 
 typedef struct Context
@@ -122,6 +125,8 @@ typedef struct Context
 		*attributes_object; /* the last of each name; NULL: to be made */
 
 	struct context_entries_hash *entries;
+	ContextEntry *unkept; /* of the experiment that was asked for last, if there
+						   * was no room for it; NULL: there never was */
 	uint64 last_serial;
 
 	/* what requests are sent under: units and attributes */

@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/jsonb.h"
@@ -57,13 +58,14 @@ find_entry(TreatmentSite *site, Context *context, const text *name)
 {
 	ContextEntry *entry;
 	size_t length = VARSIZE_ANY_EXHDR(name);
+	bool kept;
 
 	if (likely(site_holds(site, context, name)))
 		return site->entry;
-	entry = assignments_entry(context,
-							  evaluation_name(name, "name of an experiment"));
+	entry = assignments_use(
+		context, evaluation_name(name, "name of an experiment"), &kept);
 	site->key = 0;
-	if (length <= sizeof(site->name))
+	if (kept && length <= sizeof(site->name))
 	{
 		site->key = context->key;
 		site->entry = entry;
@@ -169,9 +171,13 @@ find_value(Context *context, const text *key, bool expose)
 		const uint32_t *indexes = snapshot_at(snapshot, variable->experiments);
 		const SnapExperiment *experiment =
 			snapshot_experiment(snapshot, indexes[i]);
-		ContextEntry *entry = assignments_entry(
-			context, snapshot_text(snapshot, experiment->name));
 		const Jsonb *value = NULL;
+		ContextEntry *entry;
+		bool kept;
+
+		CHECK_FOR_INTERRUPTS();
+		entry = assignments_use(
+			context, snapshot_text(snapshot, experiment->name), &kept);
 
 		assignments_assign(context, entry);
 		if (entry->variables == NULL)
@@ -272,6 +278,7 @@ absmartly_context_custom_field_keys(PG_FUNCTION_ARGS)
 			evaluation_stored(snapshot, keys[i].text));
 		JsonbValue value = {.type = jbvString};
 
+		CHECK_FOR_INTERRUPTS();
 		value.val.string.val = VARDATA_ANY(name);
 		value.val.string.len = (int) VARSIZE_ANY_EXHDR(name);
 		pushJsonbValue(&state, WJB_ELEM, &value);
