@@ -41,6 +41,7 @@ bool settings_async_commit = true;
 int settings_exposure_dedup_interval = 600000;
 int settings_outbox_max_size = 1024;
 int settings_max_event_size = 1024;
+int settings_max_context_data = 16 * 1024;
 bool settings_historic = false;
 int settings_trigger_errors = TRIGGER_ERRORS_ERROR;
 char *settings_ca_file = NULL;
@@ -326,6 +327,18 @@ settings_to_utf8(const char *text)
 	return result;
 }
 
+/* By length, and then by bytes. */
+static int
+compare_overrides(const void *left, const void *right)
+{
+	const Override *a = left;
+	const Override *b = right;
+
+	if (a->length != b->length)
+		return a->length < b->length ? -1 : 1;
+	return memcmp(a->name, b->name, a->length);
+}
+
 static bool
 check_overrides(char **value, void **extra, GucSource source)
 {
@@ -392,6 +405,9 @@ check_overrides(char **value, void **extra, GucSource source)
 			list->entries[i].variant = (int32) variant->number;
 			names += name->count + 1;
 		}
+		if (valid)
+			qsort(list->entries, list->count, sizeof(Override),
+				  compare_overrides);
 		if (!valid && list != NULL)
 		{
 			setting_free(list);
@@ -413,13 +429,14 @@ assign_overrides(const char *value, void *extra)
 const int32 *
 settings_override(const char *name, size_t length)
 {
+	const Override wanted = {.name = name, .length = length};
+	const Override *found;
+
 	if (overrides == NULL)
 		return NULL;
-	for (int i = 0; i < overrides->count; i++)
-		if (overrides->entries[i].length == length &&
-			memcmp(overrides->entries[i].name, name, length) == 0)
-			return &overrides->entries[i].variant;
-	return NULL;
+	found = bsearch(&wanted, overrides->entries, overrides->count,
+					sizeof(Override), compare_overrides);
+	return found ? &found->variant : NULL;
 }
 
 static bool
@@ -641,6 +658,10 @@ settings_define(void)
 			   "Size of the outbox beyond which exposures are dropped.",
 			   &settings_outbox_max_size, 1024, 1, INT_MAX / 1024, PGC_SUSET,
 			   GUC_UNIT_MB);
+	define_int("absmartly.max_context_data",
+			   "Largest size of the data that a context is made with.",
+			   &settings_max_context_data, 16 * 1024, 1, DATA_MAX_TEXT / 1024,
+			   PGC_SUSET, GUC_UNIT_KB);
 	define_int("absmartly.max_event_size", "Largest size of an event.",
 			   &settings_max_event_size, 1024, 1, 16384, PGC_SUSET,
 			   GUC_UNIT_KB);

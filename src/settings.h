@@ -68,6 +68,7 @@ extern bool settings_async_commit;
 extern int settings_exposure_dedup_interval; /* ms */
 extern int settings_outbox_max_size; /* MB */
 extern int settings_max_event_size; /* kB */
+extern int settings_max_context_data; /* kB */
 extern bool settings_historic;
 extern int settings_trigger_errors;
 extern int settings_on_not_ready;

@@ -19,6 +19,9 @@
 #include "storage/spin.h"
 #include "utils/dsa.h"
 
+/* Bytes of experiments as JSON text, however they come. */
+#define DATA_MAX_TEXT (64 * 1024 * 1024)
+
 #define SHARED_MAX_ENDPOINT 1024 /* bytes, with the terminating NUL */
 #define SHARED_MAX_NAME 256
 #define SHARED_MAX_ERROR 512

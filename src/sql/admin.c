@@ -208,8 +208,8 @@ loading_target(DataTarget *target)
 Datum
 absmartly_set_context_data(PG_FUNCTION_ARGS)
 {
-	text *json = PG_GETARG_TEXT_PP(0);
-	EngineText data = text_datum_to_utf8(json);
+	EngineText data =
+		text_data_argument(PG_GETARG_DATUM(0), DATA_MAX_TEXT, NULL);
 	TimestampTz now = GetCurrentTimestamp();
 	DataTarget target;
 	DatabaseState *state = loading_target(&target);

@@ -6,6 +6,7 @@
 #include "postgres.h"
 
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "storage/condition_variable.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -151,7 +152,8 @@ PG_FUNCTION_INFO_V1(absmartly_context_create);
  *
  * Makes the session's context and closes the one before it.  NULL is nothing.
  * 22023 for units, attributes and options that cannot be, 54000 for too many,
- * 22032 for data that is malformed.
+ * 22032 for data that is malformed.  54000 also for data larger than
+ * absmartly.max_context_data.
  */
 Datum
 absmartly_context_create(PG_FUNCTION_ARGS)
@@ -165,7 +167,10 @@ absmartly_context_create(PG_FUNCTION_ARGS)
 
 	context_require_unrestricted(fcinfo->flinfo->fn_oid);
 	if (!PG_ARGISNULL(2))
-		data = text_datum_to_utf8(PG_GETARG_TEXT_PP(2));
+		data = text_data_argument(PG_GETARG_DATUM(2),
+								  (size_t) settings_max_context_data * 1024,
+								  "The limit is "
+								  "\"absmartly.max_context_data\".");
 	read_options(&options, object_argument(fcinfo, 3, "options",
 										   "{\"publish_delay\": -1}"));
 	context_create(units, attributes, data, &options);
@@ -487,6 +492,7 @@ absmartly_context_experiments(PG_FUNCTION_ARGS)
 			evaluation_stored(snapshot, experiment->name_text));
 		JsonbValue value = {.type = jbvString};
 
+		CHECK_FOR_INTERRUPTS();
 		value.val.string.val = VARDATA_ANY(name);
 		value.val.string.len = (int) VARSIZE_ANY_EXHDR(name);
 		pushJsonbValue(&state, WJB_ELEM, &value);

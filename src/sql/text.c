@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "utils/builtins.h"
 
 #include "data/store.h"
@@ -60,6 +61,20 @@ EngineText
 text_datum_to_utf8(const text *datum)
 {
 	return text_to_utf8(VARDATA_ANY(datum), VARSIZE_ANY_EXHDR(datum));
+}
+
+EngineText
+text_data_argument(Datum datum, size_t most, const char *hint)
+{
+	size_t size = toast_raw_datum_size(datum) - VARHDRSZ;
+
+	if (size > most)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("experiment data of %zu bytes is too large", size),
+				 errdetail("It may have up to %zu kB.", most / 1024),
+				 hint ? errhint("%s", hint) : 0));
+	return text_datum_to_utf8(DatumGetTextPP(datum));
 }
 
 size_t

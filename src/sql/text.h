@@ -46,4 +46,11 @@ extern size_t text_characters(EngineText utf8);
 /* UTF-8 text for a message: never raises, palloc'd. */
 extern char *text_for_message(EngineText utf8);
 
+/*
+ * An argument that is data of experiments, in UTF-8.  Raises 54000 above so
+ * many bytes, before anything is copied or decompressed; hint may be NULL.
+ */
+extern EngineText text_data_argument(Datum datum, size_t most,
+									 const char *hint);
+
 #endif /* ABSMARTLY_SQL_TEXT_H */

@@ -107,6 +107,7 @@ find_value(VariableCall *call, const DataVersion *version,
 		Assignment assignment;
 		const SnapStored *value;
 
+		CHECK_FOR_INTERRUPTS();
 		/* experiments are asked for by name, so a later namesake answers */
 		if (experiment->flags & SNAP_SHADOWED)
 		{
@@ -304,11 +305,14 @@ variable_keys(const SnapImage *snapshot)
 		push_text(&state, WJB_KEY, stored_text(snapshot, variable->key_text));
 		pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
 		for (at = 0; at < variable->nexperiments; at++)
+		{
+			CHECK_FOR_INTERRUPTS();
 			push_text(
 				&state, WJB_ELEM,
 				stored_text(
 					snapshot,
 					snapshot_experiment(snapshot, experiments[at])->name_text));
+		}
 		pushJsonbValue(&state, WJB_END_ARRAY, NULL);
 	}
 	root = pushJsonbValue(&state, WJB_END_OBJECT, NULL);

@@ -25,8 +25,6 @@
 #include "worker/fetch.h"
 #include "worker/worker.h"
 
-#define MAX_ANSWER ((size_t) 64 * 1024 * 1024)
-
 static HttpRequest *running = NULL;
 static CollectorKey request_key;
 static int attempts = 0; /* made in this round */
@@ -51,7 +49,7 @@ start_request(HttpClient *client, const DataTarget *target)
 						  .application = target->application,
 						  .application_version = target->application_version,
 						  .environment = target->environment,
-						  .max_answer = MAX_ANSWER};
+						  .max_answer = DATA_MAX_TEXT};
 
 	return collector_start(client, &call, &request_key);
 }
