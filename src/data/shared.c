@@ -213,6 +213,7 @@ state_reset(DatabaseState *state, Oid database)
 	state->retired = InvalidDsaPointer;
 	state->version_bytes = 0;
 	state->generation = 0;
+	state->saved_generation = 0;
 	state->source = 0;
 	state->fetched_at = 0;
 	state->extension = EXTENSION_UNKNOWN;

@@ -124,6 +124,7 @@ typedef struct DatabaseState
 	uint32 nretired;
 	uint64 version_bytes; /* of the one in force and the retired */
 	uint64 generation; /* of the last version published */
+	uint64 saved_generation; /* of the data in the file; 0: not known */
 	int source; /* DataSource of the data in force */
 	TimestampTz fetched_at; /* when the data in force was last confirmed */
 

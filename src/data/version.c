@@ -1147,6 +1147,8 @@ version_withdraw(DatabaseState *state)
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	retire_current(state);
 	state->fetched_at = 0;
+	/* whoever is about to publish must not */
+	state->target_known = false;
 	LWLockRelease(&state->lock);
 	version_reap(state);
 	ConditionVariableBroadcast(&state->changed);

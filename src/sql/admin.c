@@ -16,7 +16,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
-#include "data/file.h"
+#include "data/keep.h"
 #include "data/shared.h"
 #include "data/store.h"
 #include "data/version.h"
@@ -215,10 +215,8 @@ absmartly_set_context_data(PG_FUNCTION_ARGS)
 	DatabaseState *state = loading_target(&target);
 	bool unchanged;
 
-	(void) version_publish(state, &target, data.data, data.length, DATA_SET,
-						   now, &unchanged);
-	if (!unchanged)
-		(void) file_write(MyDatabaseId, &target, now, data.data, data.length);
+	(void) keep_publish(state, &target, data.data, data.length, DATA_SET, now,
+						&unchanged);
 	version_unpin_statement();
 	PG_RETURN_VOID();
 }

@@ -18,6 +18,7 @@
 #include "compat.h"
 #include "data/context_slot.h"
 #include "data/file.h"
+#include "data/keep.h"
 #include "data/store.h"
 #include "data/version.h"
 #include "settings.h"
@@ -33,7 +34,6 @@ static uint64 round_ticket = 0; /* the requests that this attempt serves */
 static CollectorPause next_attempt; /* until DT_NOEND: not planned */
 static TimestampTz last_good = 0; /* end of the last round, if it went well */
 static bool ready_logged = false;
-static bool unsaved = true; /* the file may not hold the data in force */
 static bool failure_reported = false;
 static FailureKind reported_kind;
 
@@ -194,8 +194,8 @@ fetch_settings_changed(void)
 }
 
 /*
- * Puts an answer in force.  Returns false, an SQLSTATE and a reason in the
- * current memory context if it is not usable.
+ * Puts an answer in force, and keeps it.  Returns false, an SQLSTATE and a
+ * reason in the current memory context if it is not usable.
  */
 static bool
 publish(DatabaseState *state, const DataTarget *target, const char *text,
@@ -209,8 +209,8 @@ publish(DatabaseState *state, const DataTarget *target, const char *text,
 	{
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
-		version_publish(state, target, text, length, source, fetched_at,
-						unchanged);
+		keep_publish(state, target, text, length, source, fetched_at,
+					 unchanged);
 		CommitTransactionCommand();
 		MemoryContextSwitchTo(context);
 		published = true;
@@ -256,17 +256,14 @@ fetch_load_file(DatabaseState *state)
 		return;
 	if (publish(state, &state->target, file->text, file->length, DATA_FILE,
 				file->fetched_at, &unchanged, &sqlstate, &error))
-	{
-		unsaved = false;
 		log_loaded(state, file->text, file->length, false);
-	}
 	else
 		ereport(WARNING,
 				(errmsg("absmartly: the last known good data is not usable"),
 				 errdetail("%s", error)));
 }
 
-/* Puts a good answer in force, and keeps it. */
+/* Takes a good answer over. */
 static bool
 take_answer(DatabaseState *state, const HttpAnswer *answer, Failure *failure)
 {
@@ -284,10 +281,6 @@ take_answer(DatabaseState *state, const HttpAnswer *answer, Failure *failure)
 		return false;
 	}
 
-	/* what could not be saved is tried again, also if it is the same */
-	if (!unchanged || unsaved)
-		unsaved = !file_write(state->database, &target, now, answer->body,
-							  answer->body_length);
 	if (failure_reported)
 		ereport(LOG, (errmsg("absmartly: fetching experiments works again")));
 	failure_reported = false;

@@ -271,8 +271,6 @@ settle(Candidate *candidate, DatabaseState *state, TimestampTz now)
 		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 		state->extension = EXTENSION_UNKNOWN;
 		LWLockRelease(&state->lock);
-		if (candidate->expectation == EXPECT_ABSENT)
-			file_remove(candidate->database);
 	}
 }
 
@@ -336,7 +334,8 @@ reconcile(Candidate *candidate, TimestampTz now, int *probing)
 	{
 		if (state != NULL)
 			forget(state, candidate->database);
-		if (!candidate->exists)
+		/* afterwards, lest somebody puts data in force and writes it again */
+		if (!candidate->exists || candidate->expectation == EXPECT_ABSENT)
 			file_remove(candidate->database);
 		return false;
 	}

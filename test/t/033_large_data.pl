@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = start_node('main');
@@ -140,6 +141,45 @@ is($node->safe_psql('postgres', <<'EOT'), "30000", 'as many overrides as experim
 SELECT FROM set_config('absmartly.overrides', (SELECT json_object_agg('exp_' || i, 0)::text FROM generate_series(1, 30000) i), false);
 SELECT count(*) FILTER (WHERE variant = 0 AND overridden) FROM absmartly_assignments('{"user_id": 1}');
 EOT
+
+# data of several sessions at once: what the file holds is what is in force, whoever comes last
+$node->safe_psql('postgres', <<'EOT');
+CREATE TABLE sets AS SELECT i, json_build_object('experiments', '[]'::json, 'mark', 'mark-' || i || '-', 'padding', repeat('x', 4000000 * (i % 2))) AS data
+	FROM generate_series(1, 6) i;
+EOT
+my $script = $node->basedir . '/set.sql';
+append_to_file($script, <<'EOT');
+\set i random(1, 6)
+SELECT absmartly_set_context_data(data) FROM sets WHERE i = :i;
+EOT
+my $in_force = q{SELECT data ->> 'mark' FROM absmartly_shared_data()};
+my $agreed = 0;
+for my $round (1 .. 12)
+{
+	$node->command_ok([ 'pgbench', '-n', '-c', '4', '-j', '4', '-t', '5', '-f', $script, 'postgres' ], "sessions set data, round $round");
+	$agreed += $node->safe_psql('postgres', <<'EOT') eq 't';
+SELECT position(convert_to(data ->> 'mark', 'UTF8') IN pg_read_binary_file('absmartly/' || (SELECT oid FROM pg_database WHERE datname = 'postgres'))) > 0
+FROM absmartly_shared_data()
+EOT
+}
+is($agreed, 12, 'the file holds what is in force');
+my $mark = $node->safe_psql('postgres', $in_force);
+$node->stop('immediate');
+$node->start;
+ok(wait_ready($node), 'ready after a crash');
+is($node->safe_psql('postgres', $in_force), $mark, 'with the same data');
+
+# who waits for another one can leave
+my $holder = $node->background_psql('postgres');
+$holder->query_safe(q{BEGIN; SELECT absmartly_set_context_data('{"experiments":[]}')});
+is($node->safe_psql('postgres', q{SET lock_timeout = '60s'; SELECT absmartly_set_context_data('{"experiments":[], "a": 1}')}), '',
+	'nobody waits for the end of a transaction that has set data');
+$holder->quit;
+
+# the file goes with the extension
+$node->safe_psql('postgres', 'DROP EXTENSION absmartly');
+ok(await(sub { !-e $node->data_dir . '/absmartly/' . $node->safe_psql('postgres', q{SELECT oid FROM pg_database WHERE datname = 'postgres'}) }),
+	'without the extension there is no file');
 
 unlike(log_of($node), qr/PANIC|TRAP|terminated by signal/, 'nothing crashed');
 $node->stop;
