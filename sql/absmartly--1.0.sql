@@ -958,7 +958,7 @@ COMMENT ON COLUMN absmartly_stat.mode IS
 COMMENT ON COLUMN absmartly_stat.worker_pid IS
 'process of this database''s worker; null: none runs';
 COMMENT ON COLUMN absmartly_stat.worker_state IS
-'not running, starting, idle, fetching, publishing, retrying, backing off or logging';
+'not running, no worker slot, starting, idle, fetching, publishing, retrying, backing off or logging';
 COMMENT ON COLUMN absmartly_stat.ready IS
 'whether there is experiment data to assign with';
 COMMENT ON COLUMN absmartly_stat.generation IS

@@ -410,6 +410,17 @@ shared_set_launcher(PGPROC *proc)
 	SpinLockRelease(&shared->mutex);
 }
 
+bool
+shared_has_launcher(void)
+{
+	bool result;
+
+	SpinLockAcquire(&shared->mutex);
+	result = shared->launcher_proc != NULL;
+	SpinLockRelease(&shared->mutex);
+	return result;
+}
+
 void
 shared_wake_launcher(void)
 {

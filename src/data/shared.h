@@ -47,6 +47,7 @@ typedef enum ExtensionPresence
 typedef enum WorkerState
 {
 	WORKER_NONE = 0,
+	WORKER_NO_SLOT, /* none, since the server had no slot for it */
 	WORKER_STARTING,
 	WORKER_IDLE, /* nothing to do: no endpoint, or up to date */
 	WORKER_FETCHING,
@@ -284,6 +285,7 @@ extern uint64 shared_next_serial(void);
 
 /* The launcher's process, for its latch; NULL: it ends. */
 extern void shared_set_launcher(PGPROC *proc);
+extern bool shared_has_launcher(void);
 extern void shared_wake_launcher(void);
 
 /* Wakes the worker of a database, if there is one.  Never fails. */

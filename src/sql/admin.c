@@ -272,6 +272,8 @@ worker_state_name(WorkerState state)
 	{
 		case WORKER_NONE:
 			return "not running";
+		case WORKER_NO_SLOT:
+			return "no worker slot";
 		case WORKER_STARTING:
 			return "starting";
 		case WORKER_IDLE:

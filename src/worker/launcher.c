@@ -52,6 +52,8 @@
 /* back-off for a database whose worker keeps ending */
 #define RESTART_DELAY_MS 200
 #define RESTART_DELAY_MAX_MS 60000
+/* back-off for a database that there is no worker slot for */
+#define SLOT_DELAY_MAX_MS 10000
 /* a worker that ran for so long was in good health */
 #define HEALTHY_MS 10000
 /* worker slots may be taken for a moment; for longer it is worth a word */
@@ -87,6 +89,8 @@ static HTAB *candidates = NULL;
 static TimestampTz slots_missed_at = 0; /* 0: there was one */
 static bool slots_reported = false;
 static bool places_reported = false;
+static TimestampTz next_look; /* the first moment at which to start something;
+							   * DT_NOEND: none */
 static bool in_recovery = false;
 
 void
@@ -202,6 +206,10 @@ start_worker(Candidate *candidate, DatabaseState *state, TimestampTz now)
 	registered = RegisterDynamicBackgroundWorker(&worker, NULL);
 	if (registered)
 	{
+		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+		if (state->worker_state == WORKER_NO_SLOT)
+			state->worker_state = WORKER_NONE;
+		LWLockRelease(&state->lock);
 		candidate->asked = false;
 		candidate->started_at = now;
 		candidate->next_start =
@@ -215,7 +223,13 @@ start_worker(Candidate *candidate, DatabaseState *state, TimestampTz now)
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	state->launched_at = 0;
+	state->worker_state = WORKER_NO_SLOT;
 	LWLockRelease(&state->lock);
+	ConditionVariableBroadcast(&state->changed);
+	/* nobody tells of a slot that has become free */
+	candidate->next_start =
+		TimestampTzPlusMilliseconds(now, candidate->delay_ms);
+	candidate->delay_ms = Min(candidate->delay_ms * 2, SLOT_DELAY_MAX_MS);
 	if (slots_missed_at == 0)
 		slots_missed_at = now;
 	if (!slots_reported &&
@@ -344,7 +358,10 @@ reconcile(Candidate *candidate, TimestampTz now, int *probing)
 	if (now < candidate->next_start &&
 		!TimestampDifferenceExceeds(now, candidate->next_start,
 									RESTART_DELAY_MAX_MS))
-		return true;
+	{
+		next_look = Min(next_look, candidate->next_start);
+		return false;
+	}
 	if (candidate->expectation != EXPECT_PRESENT)
 	{
 		if (*probing >= MAX_PROBING)
@@ -369,8 +386,10 @@ reconcile(Candidate *candidate, TimestampTz now, int *probing)
 			TimestampTzPlusMilliseconds(now, RESTART_DELAY_MAX_MS);
 		return false;
 	}
-	(void) start_worker(candidate, state, now);
-	return true;
+	if (start_worker(candidate, state, now))
+		return true;
+	next_look = Min(next_look, candidate->next_start);
+	return false;
 }
 
 /* A database that has a file had the extension. */
@@ -466,6 +485,7 @@ cycle(bool first)
 	qsort(ordered, index, sizeof(Candidate *), by_expectation);
 
 	now = GetCurrentTimestamp();
+	next_look = DT_NOEND;
 	for (int i = 0; i < index; i++)
 	{
 		candidate = ordered[i];
@@ -474,7 +494,11 @@ cycle(bool first)
 			shared_database(candidate->database, false) == NULL)
 			hash_search(candidates, &candidate->database, HASH_REMOVE, NULL);
 	}
-	return busy ? BUSY_CYCLE_MS : CYCLE_MS;
+	if (busy)
+		return BUSY_CYCLE_MS;
+	if (next_look == DT_NOEND)
+		return CYCLE_MS;
+	return Min(TimestampDifferenceMilliseconds(now, next_look) + 1, CYCLE_MS);
 }
 
 void
