@@ -52,11 +52,12 @@
 
 #include "compat.h"
 #include "data/file.h"
+#include "data/keep.h"
 #include "data/store.h"
 #include "data/version.h"
 #include "engine/compile.h"
 
-/* text of so many bytes takes an order of magnitude more to compile */
+/* what compiling a text of so many bytes has taken goes back at once */
 #define LARGE_TEXT (1024 * 1024)
 
 /* so often at most a backend asks the launcher for a worker */
@@ -422,6 +423,68 @@ load_local_file(void)
 }
 
 /*
+ * There is no data, and no worker that will bring any soon: the server has no
+ * slot for one, or no launcher.  Then this backend puts the file's data in
+ * force for all.  What it is for is what the file says, until a worker knows
+ * better.  A file that could not be used is not tried again.
+ */
+static DatabaseState *
+load_shared_file(DatabaseState *state)
+{
+	static uint64 tried = 0;
+	MemoryContext context;
+	MemoryContext previous;
+	DataFile *file;
+	uint64 stamp;
+	bool alone;
+
+	if (state == NULL
+			? shared_has_launcher()
+			: DsaPointerIsValid(state->current) || state->worker_pid != 0 ||
+				  (state->worker_state != WORKER_NO_SLOT &&
+				   shared_has_launcher()))
+		return state;
+	if (IsParallelWorker() || !OidIsValid(MyDatabaseId))
+		return state;
+	stamp = file_stamp(MyDatabaseId);
+	if (stamp == 0 || stamp == tried)
+		return state;
+	tried = stamp;
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "absmartly file",
+									ALLOCSET_DEFAULT_SIZES);
+	previous = MemoryContextSwitchTo(context);
+	file = file_read(MyDatabaseId);
+	if (file != NULL && state == NULL)
+		state = shared_database(MyDatabaseId, true);
+	if (file != NULL && state != NULL)
+	{
+		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+		alone = state->database == MyDatabaseId && state->worker_pid == 0 &&
+				!DsaPointerIsValid(state->current) && !state->suspended;
+		if (alone && !state->target_known)
+		{
+			state->target = file->target;
+			state->target_known = true;
+			pg_atomic_fetch_add_u32(&state->target_serial, 1);
+		}
+		alone = alone && version_same_target(&state->target, &file->target);
+		LWLockRelease(&state->lock);
+		if (alone)
+		{
+			bool unchanged;
+
+			(void) keep_publish(state, &file->target, file->text, file->length,
+								DATA_FILE, file->fetched_at, &unchanged);
+			tried = 0;
+		}
+	}
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(context);
+	return state;
+}
+
+/*
  * Nobody serves this database yet: lets the launcher have a look.  There may be
  * a reason for it that lasts, so not at every statement.
  */
@@ -455,7 +518,7 @@ hold_in_force(uint64 serial)
 		load_local_file();
 		held = local_current;
 	}
-	else if ((state = shared_my_database()) == NULL)
+	else if ((state = load_shared_file(shared_my_database())) == NULL)
 		ask_for_worker();
 	else
 	{
@@ -558,7 +621,7 @@ version_hold(DataHold *hold, uint64 *data_round)
 	*data_round = 0;
 	if (!shared_available())
 		held = hold_in_force(0);
-	else if ((state = shared_my_database()) == NULL)
+	else if ((state = load_shared_file(shared_my_database())) == NULL)
 		ask_for_worker();
 	else if (DsaPointerIsValid(state->current))
 		held = hold_shared(state, 0, data_round);
@@ -1016,7 +1079,6 @@ compile(const char *text, size_t length, const char *environment,
 	store_host_init(&host, context);
 	status = snapshot_compile(data, client, &host, &arena, &result);
 #ifdef __GLIBC__
-	/* json-c's tree of a large answer would stay with the process */
 	if (length >= LARGE_TEXT)
 		malloc_trim(0);
 #endif
@@ -1372,7 +1434,7 @@ version_info(DataInfo *info)
 		*info = local_info;
 		return local_current != NULL;
 	}
-	state = shared_my_database();
+	state = load_shared_file(shared_my_database());
 	if (state == NULL)
 		return false;
 	LWLockAcquire(&state->lock, LW_SHARED);

@@ -250,6 +250,10 @@ start_worker(Candidate *candidate, DatabaseState *state, TimestampTz now)
 static void
 forget(DatabaseState *state, Oid database)
 {
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	if (state->worker_state == WORKER_NO_SLOT)
+		state->worker_state = WORKER_NONE;
+	LWLockRelease(&state->lock);
 	version_withdraw(state);
 	shared_forget_database(database);
 }

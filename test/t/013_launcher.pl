@@ -80,6 +80,54 @@ sub cpu_of
 	return $fields[11] + $fields[12];
 }
 
+# no slot for a worker: data comes from the file, the reason can be seen, and the launcher waits in peace
+for my $case ([ 2, 'no worker slot', 'with a launcher' ], [ 1, 'not running', 'without one' ])
+{
+	my ($slots, $state, $name) = @$case;
+
+	$node->adjust_conf('postgresql.conf', 'max_worker_processes', $slots);
+	$node->restart;
+	ok(await_sql($node, $peek, '1'), "$name: assigned from the file");
+	is($node->safe_psql('postgres', 'SELECT absmartly_is_ready(), absmartly_wait_until_ready()'), 't|t', "$name: ready");
+	is($node->safe_psql('postgres', 'SELECT source, experiments FROM absmartly_stat'), 'file|1', "$name: the statistics tell the source");
+	ok(await_sql($node, 'SELECT worker_state FROM absmartly_stat', $state), "$name: and why there is no worker");
+	is($node->safe_psql('empty_20', $peek), '1', "$name: another database");
+	is($node->safe_psql('postgres', <<'EOT'), "\n1\n1", "$name: a session context");
+SELECT absmartly_context_create('{"user_id": 1}');
+SELECT absmartly_context_peek_treatment('exp');
+SET max_parallel_workers_per_gather = 2;
+SELECT max(absmartly_peek_unit_treatment(i, 'exp')) FROM generate_series(1, 1000) i;
+EOT
+	is($node->safe_psql('postgres', <<'EOT'), "\n2", "$name: data by hand");
+SELECT absmartly_set_context_data(replace(data::text, '"fullOnVariant":1', '"fullOnVariant":2')::json) FROM absmartly_shared_data();
+SELECT absmartly_peek_treatment('{"user_id": 1}', 'exp');
+EOT
+	$node->safe_psql('postgres', q{SELECT absmartly_set_context_data(replace(data::text, '"fullOnVariant":2', '"fullOnVariant":1')::json)
+		FROM absmartly_shared_data()});
+}
+$node->adjust_conf('postgresql.conf', 'max_worker_processes', 2);
+$node->restart;
+ok(await_sql($node, 'SELECT worker_state FROM absmartly_stat', 'no worker slot'), 'no slot again');
+$launcher = $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'absmartly launcher'");
+SKIP:
+{
+	skip 'the system does not count', 1 if !defined wakes_of($launcher);
+	ok(await(sub { my $wakes = wakes_of($launcher); sleep 3; wakes_of($launcher) - $wakes < 6 }), 'the launcher wakes ever more seldom');
+}
+$node->adjust_conf('postgresql.conf', 'max_worker_processes', 8);
+$node->restart;
+ok(await_sql($node, q{SELECT worker_pid IS NOT NULL AND source = 'fetched' FROM absmartly_stat}), 'with a slot a worker comes');
+
+# how often a process has slept
+sub wakes_of
+{
+	my ($pid) = @_;
+
+	open my $status, '<', "/proc/$pid/status" or return undef;
+	my ($count) = join('', <$status>) =~ /^voluntary_ctxt_switches:\s+(\d+)/m;
+	return $count;
+}
+
 unlike(log_of($node), qr/PANIC|TRAP|terminated by signal/, 'nothing crashed');
 $node->stop;
 done_testing();
