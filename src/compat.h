@@ -13,6 +13,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "funcapi.h"
+#include "miscadmin.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -37,6 +38,16 @@
 #define COMPAT_PINNED_SETTINGS {"transaction_timeout", "0"},
 #else
 #define COMPAT_PINNED_SETTINGS
+#endif
+
+/* Whether CHECK_FOR_INTERRUPTS() would end the statement or the process. */
+#if PG_VERSION_NUM >= 170000
+#define compat_must_end()                                            \
+	(ProcDiePending || QueryCancelPending || ClientConnectionLost || \
+	 TransactionTimeoutPending)
+#else
+#define compat_must_end() \
+	(ProcDiePending || QueryCancelPending || ClientConnectionLost)
 #endif
 
 /* connection limit of a database whose DROP was interrupted */

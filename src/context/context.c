@@ -108,10 +108,9 @@ unit_jsonb(EngineText type, const JsonbValue *value)
 
 	if (value->type == jbvString)
 	{
-		EngineText text =
-			text_to_utf8(value->val.string.val, (size_t) value->val.string.len);
+		EngineText text = text_trimmed(text_to_utf8(
+			value->val.string.val, (size_t) value->val.string.len));
 
-		text = text_trim(text.data, text.length);
 		if (text.length == 0)
 			raise_unit(type, "UID must not be blank.");
 		text = text_from_utf8(text.data, text.length);

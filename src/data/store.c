@@ -129,6 +129,19 @@ typedef struct JsonbName
 } JsonbName;
 
 /*
+ * Compiling may take seconds, and DROP DATABASE of any database waits until
+ * every process has absorbed a barrier.  Nothing may be raised here, where
+ * json-c has memory of its own.
+ */
+static bool
+context_interrupted(void *context)
+{
+	if (ProcSignalBarrierPending)
+		ProcessProcSignalBarrier();
+	return ProcDiePending || QueryCancelPending;
+}
+
+/*
  * The caller of a host holds interrupts off, and what is raised there becomes a
  * status.
  */
@@ -137,8 +150,8 @@ check_interrupts(const StoreHost *host)
 {
 	if (host == NULL)
 		CHECK_FOR_INTERRUPTS();
-	else if (unlikely(ProcDiePending || QueryCancelPending))
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
+	else if (unlikely(InterruptPending) && context_interrupted(NULL))
+		ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
 						errmsg("interrupted while a value was stored")));
 }
 
@@ -430,8 +443,9 @@ store(StoreHost *host, const StoreRequest *request, const void **bytes,
 	}
 	PG_CATCH();
 	{
-		status = geterrcode() == ERRCODE_OUT_OF_MEMORY ? ENGINE_NO_MEMORY
-													   : ENGINE_UNSTORABLE;
+		status = geterrcode() == ERRCODE_OUT_OF_MEMORY    ? ENGINE_NO_MEMORY
+				 : geterrcode() == ERRCODE_QUERY_CANCELED ? ENGINE_INTERRUPTED
+														  : ENGINE_UNSTORABLE;
 		FlushErrorState();
 	}
 	PG_END_TRY();
@@ -493,19 +507,6 @@ static void
 context_free(void *context, void *chunk)
 {
 	pfree(chunk);
-}
-
-/*
- * Compiling may take seconds, and DROP DATABASE of any database waits until
- * every process has absorbed a barrier.  Nothing may be raised here, where
- * json-c has memory of its own.
- */
-static bool
-context_interrupted(void *context)
-{
-	if (ProcSignalBarrierPending)
-		ProcessProcSignalBarrier();
-	return ProcDiePending || QueryCancelPending;
 }
 
 void

@@ -94,7 +94,7 @@ extern double assign_probability(uint32_t unit_murmur, uint32_t seed_hi,
 extern int assign_choose(const double *split, uint32_t count,
 						 double probability);
 
-/* ENGINE_OK or ENGINE_STACK */
+/* ENGINE_OK, ENGINE_STACK or ENGINE_INTERRUPTED */
 extern EngineStatus assign(const AssignRequest *request, Assignment *result);
 
 /*

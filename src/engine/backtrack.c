@@ -21,6 +21,9 @@
 /* The trail's first size, in entries */
 #define FIRST_TRAIL 1024
 
+/* What a step costs, apart from what it goes through */
+#define STEP_COST 4
+
 typedef enum StepKind
 {
 	STEP_FOUND = 0,
@@ -83,7 +86,8 @@ typedef struct Run
 	uint32_t used;
 	uint32_t capacity;
 	uint32_t steps_left;
-	bool exhausted; /* a bound was hit */
+	bool exhausted; /* a bound was hit, or the work was stopped */
+	Work *work;
 } Run;
 
 static void build(ProgramBuilder *builder, const PatternNode *node,
@@ -132,22 +136,24 @@ build_sequence(ProgramBuilder *builder, const PatternNode *first,
 			   bool backwards)
 {
 	const PatternNode *term;
-	const PatternNode *done = NULL;
+	const PatternNode **terms;
+	size_t count = 0;
 
-	if (!backwards)
+	for (term = first; term != NULL; term = term->next)
 	{
-		for (term = first; term != NULL; term = term->next)
+		if (!backwards)
 			build(builder, term, false);
+		count++;
+	}
+	if (!backwards || count == 0)
 		return;
-	}
-	while (done != first)
-	{
-		term = first;
-		while (term->next != done)
-			term = term->next;
-		build(builder, term, true);
-		done = term;
-	}
+	terms = arena_alloc(builder->arena, count * sizeof(*terms));
+	if (terms == NULL)
+		return; /* the arena remembers */
+	for (term = first, count = 0; term != NULL; term = term->next)
+		terms[count++] = term;
+	while (count > 0)
+		build(builder, terms[--count], true);
 }
 
 static void
@@ -309,6 +315,14 @@ backtrack_compile(const PatternTree *tree, Arena *arena)
 	return arena->failed ? NULL : builder.program;
 }
 
+/* Counts what is done; a run that shall not go on ends like at a bound. */
+static inline void
+spend(Run *run, uint32_t cost)
+{
+	if (!work_goes_on(run->work, cost))
+		run->exhausted = true;
+}
+
 /* Puts an entry on the trail. */
 static void
 push(Run *run, uint32_t what, uint32_t value)
@@ -372,6 +386,7 @@ forget_choices(Run *run, uint32_t height)
 	uint32_t from;
 	uint32_t to = height;
 
+	spend(run, run->used - height);
 	for (from = height; from < run->used; from++)
 	{
 		if ((run->trail[from].what & RESTORE) != 0)
@@ -381,16 +396,20 @@ forget_choices(Run *run, uint32_t height)
 }
 
 static bool
-in_class(const PatternNode *class, uint16_t unit)
+in_class(Run *run, const PatternNode *class, uint16_t unit)
 {
 	const PatternRange *range;
+	bool found = false;
+	uint32_t looked_at = 0;
 
-	for (range = class->u.set.ranges; range != NULL; range = range->next)
+	for (range = class->u.set.ranges; range != NULL && !found;
+		 range = range->next)
 	{
-		if (unit >= range->low && unit <= range->high)
-			return !class->u.set.negated;
+		found = unit >= range->low && unit <= range->high;
+		looked_at++;
 	}
-	return class->u.set.negated;
+	spend(run, looked_at);
+	return found != class->u.set.negated;
 }
 
 static bool
@@ -414,7 +433,7 @@ take_unit(const Run *run, bool backwards, uint32_t *at, uint16_t *unit)
 
 /* Moves *at over what a group has matched; over nothing if it has not. */
 static bool
-take_reference(const Run *run, const Step *step, uint32_t *at)
+take_reference(Run *run, const Step *step, uint32_t *at)
 {
 	uint32_t start = run->slots[step->a];
 	uint32_t end = run->slots[step->a + 1];
@@ -423,6 +442,7 @@ take_reference(const Run *run, const Step *step, uint32_t *at)
 	if (start == UNSET || end == UNSET)
 		return true;
 	length = end - start;
+	spend(run, length);
 	if (step->backwards)
 	{
 		if (*at < length)
@@ -469,6 +489,8 @@ start_round(Run *run, const Step *step, uint32_t at)
 	uint32_t group;
 
 	set_slot(run, step->a + 1, at);
+	spend(run,
+		  step->node->u.repeat.end_group - step->node->u.repeat.first_group);
 	for (group = step->node->u.repeat.first_group;
 		 group < step->node->u.repeat.end_group; group++)
 	{
@@ -509,6 +531,7 @@ match_at(Run *run, uint32_t at)
 			run->exhausted = true;
 			break;
 		}
+		spend(run, STEP_COST);
 		run->steps_left--;
 		number++;
 		switch ((StepKind) step->kind)
@@ -521,7 +544,7 @@ match_at(Run *run, uint32_t at)
 				break;
 			case STEP_CLASS:
 				matched = take_unit(run, step->backwards, &at, &unit) &&
-						  in_class(step->node, unit);
+						  in_class(run, step->node, unit);
 				break;
 			case STEP_REFERENCE:
 				matched = take_reference(run, step, &at);
@@ -578,6 +601,7 @@ match_at(Run *run, uint32_t at)
 				uint32_t height = run->slots[step->a];
 				uint32_t ignored;
 
+				spend(run, run->used - height);
 				while (run->used > height)
 					(void) pop(run, &ignored, &ignored);
 				matched = false;
@@ -597,7 +621,7 @@ match_at(Run *run, uint32_t at)
 
 MatchResult
 backtrack_search(const BacktrackProgram *program, const uint16_t *text,
-				 size_t length, const ArenaSource *source)
+				 size_t length, const ArenaSource *source, Work *work)
 {
 	MatchResult result = MATCH_NO;
 	Run run;
@@ -611,6 +635,7 @@ backtrack_search(const BacktrackProgram *program, const uint16_t *text,
 	run.text = text;
 	run.length = (uint32_t) length;
 	run.source = source;
+	run.work = work;
 	run.steps_left = BACKTRACK_MAX_STEPS;
 	run.slots =
 		source->alloc(source->context, program->nslots * sizeof(uint32_t));
@@ -618,6 +643,7 @@ backtrack_search(const BacktrackProgram *program, const uint16_t *text,
 		return MATCH_UNDEFINED;
 
 	/* a failure has undone everything, so slots are unset again */
+	spend(&run, program->nslots);
 	for (slot = 0; slot < program->nslots; slot++)
 		run.slots[slot] = UNSET;
 	for (start = 0; start <= run.length && result == MATCH_NO; start++)

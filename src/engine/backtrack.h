@@ -25,10 +25,11 @@ extern const BacktrackProgram *backtrack_compile(const PatternTree *tree,
 
 /*
  * Searches; working memory comes from source and is given back.
- * MATCH_UNDEFINED if a bound was hit or there is no memory.
+ * MATCH_UNDEFINED if a bound was hit, there is no memory, or the work was
+ * stopped.
  */
 extern MatchResult backtrack_search(const BacktrackProgram *program,
 									const uint16_t *text, size_t length,
-									const ArenaSource *source);
+									const ArenaSource *source, Work *work);
 
 #endif /* ABSMARTLY_ENGINE_BACKTRACK_H */

@@ -30,11 +30,12 @@
 /* Warnings beyond this many are counted only. */
 #define MAX_WARNINGS 1000
 
-/* The host is asked whether to go on once for so many steps of a loop. */
-#define STEPS_PER_ASK 1024
 
 /* How much of a name is quoted in a warning. */
 #define QUOTED_NAME 64
+
+/* What a look at an entry of an index costs, in units of work.h */
+#define PROBE_COST 16
 
 /* Beyond this doubles cannot tell integers apart. */
 #define MAX_INTEGER 9007199254740992.0
@@ -86,7 +87,7 @@ typedef struct Compiler
 	Arena text; /* for a few texts within an experiment */
 	size_t text_length; /* of those texts */
 	EngineStatus status; /* not ENGINE_OK: the run is over */
-	uint32_t steps; /* of long loops */
+	Work work;
 
 	Segment *segments;
 	uint32_t nsegments;
@@ -128,6 +129,15 @@ typedef struct Defect
 	const char *problem;
 } Defect;
 
+/* Notes a defect; true, since the run goes on. */
+static bool
+found_defect(Defect *defect, const char *field, const char *problem)
+{
+	defect->field = field;
+	defect->problem = problem;
+	return true;
+}
+
 /* Ends the run; false, for callers to return. */
 static bool
 stop(Compiler *compiler, EngineStatus status)
@@ -137,17 +147,12 @@ stop(Compiler *compiler, EngineStatus status)
 	return false;
 }
 
-/*
- * Whether a long loop may go on; false, and the run is over, if the host wants
- * it to end.
- */
+/* Counts work that takes no memory; false: the host wants the run to end. */
 static bool
-go_on(Compiler *compiler)
+goes_on(Compiler *compiler, uint64_t cost)
 {
-	if (compiler->steps++ % STEPS_PER_ASK == 0 &&
-		arena_interrupted(&compiler->scratch))
-		return stop(compiler, ENGINE_NO_MEMORY);
-	return true;
+	return work_goes_on(&compiler->work, cost) ||
+		   stop(compiler, ENGINE_NO_MEMORY);
 }
 
 /* Memory for the run, NULL (and the run is over) if there is none. */
@@ -414,7 +419,7 @@ image_put_stored(Compiler *compiler, EngineStatus status, const void *bytes,
 	*storable = false;
 	stored->offset = 0;
 	stored->length = 0;
-	if (status == ENGINE_NO_MEMORY)
+	if (status == ENGINE_NO_MEMORY || status == ENGINE_INTERRUPTED)
 		return stop(compiler, ENGINE_NO_MEMORY);
 	if (status != ENGINE_OK)
 		return true;
@@ -544,12 +549,14 @@ grow_name_index(Compiler *compiler)
 
 		while (index[slot] != 0)
 		{
-			if (!go_on(compiler))
+			if (!goes_on(compiler, PROBE_COST))
 				return false;
 			slot = (slot + 1) & mask;
 		}
 		index[slot] = i + 1;
 	}
+	if (compiler->status != ENGINE_OK)
+		return false;
 	compiler->name_index = index;
 	compiler->name_mask = mask;
 	return true;
@@ -574,7 +581,7 @@ intern(Compiler *compiler, EngineText text, uint32_t *number)
 	for (slot = hash & compiler->name_mask; compiler->name_index[slot] != 0;
 		 slot = (slot + 1) & compiler->name_mask)
 	{
-		if (!go_on(compiler))
+		if (!goes_on(compiler, PROBE_COST))
 			return false;
 		*number = compiler->name_index[slot] - 1;
 		name = &compiler->names[*number];
@@ -700,19 +707,47 @@ put_split(Compiler *compiler, const JsonNode *node, SnapSplit *split)
 
 /*
  * Parses a text within the data, into the arena for texts.  *root is NULL if
- * it cannot be parsed, with the reason in *message.  false: no memory.
+ * it cannot be parsed, with the reason in *message and *status.  false: the run
+ * is over.
  */
+static bool
+parse_with_status(Compiler *compiler, EngineText text, const JsonNode **root,
+				  const char **message, EngineStatus *status)
+{
+	compiler->text_length += text.length;
+	*status = json_parse(text.data, text.length, ENGINE_MAX_DEPTH,
+						 &compiler->text, root, message);
+	if (*status == ENGINE_NO_MEMORY)
+		return stop(compiler, ENGINE_NO_MEMORY);
+	return true;
+}
+
 static bool
 parse_text(Compiler *compiler, EngineText text, const JsonNode **root,
 		   const char **message)
 {
 	EngineStatus status;
 
-	compiler->text_length += text.length;
-	status = json_parse(text.data, text.length, ENGINE_MAX_DEPTH,
-						&compiler->text, root, message);
-	if (status == ENGINE_NO_MEMORY)
-		return stop(compiler, ENGINE_NO_MEMORY);
+	return parse_with_status(compiler, text, root, message, &status);
+}
+
+/*
+ * The same for a text that decides who gets which variant.  Where it cannot be
+ * read because it is too deep or too large, the experiment has a defect:
+ * without the text, others would get it than are meant.
+ */
+static bool
+parse_deciding_text(Compiler *compiler, EngineText text, const char *field,
+					const JsonNode **root, Defect *defect)
+{
+	EngineStatus status;
+
+	if (!parse_with_status(compiler, text, root, NULL, &status))
+		return false;
+	if (status == ENGINE_TOO_DEEP)
+		return found_defect(defect, field, "is nested too deep");
+	if (status == ENGINE_TOO_LARGE)
+		return found_defect(defect, field, "is too large");
 	return true;
 }
 
@@ -1121,7 +1156,9 @@ audience_compile(EngineText text, Arena *arena, const ExprNode **expression,
 	arena_init(&scratch, arena->source);
 	status = json_parse(text.data, text.length, ENGINE_MAX_DEPTH, &scratch,
 						&root, NULL);
-	if (status != ENGINE_NO_MEMORY)
+	if (status == ENGINE_MALFORMED)
+		status = ENGINE_OK; /* no verdict */
+	else if (status == ENGINE_OK)
 		status = compile_filter(root, arena, expression, size);
 	arena_release(&scratch);
 	return status;
@@ -1129,7 +1166,7 @@ audience_compile(EngineText text, Arena *arena, const ExprNode **expression,
 
 static bool
 compile_audience(Compiler *compiler, const JsonNode *node,
-				 SnapExperiment *experiment)
+				 SnapExperiment *experiment, Defect *defect)
 {
 	const JsonNode *audience = get_string(node, "audience");
 	const JsonNode *strict = json_get(node, "audienceStrict");
@@ -1145,11 +1182,14 @@ compile_audience(Compiler *compiler, const JsonNode *node,
 	experiment->audience_text = image_put_text(compiler, node_text(audience));
 	if (audience->count == 0)
 		return true;
-	if (!parse_text(compiler, node_text(audience), &root, NULL))
+	if (!parse_deciding_text(compiler, node_text(audience), "audience", &root,
+							 defect))
 		return false;
+	if (defect->field != NULL)
+		return true;
 	status = compile_filter(root, &compiler->text, &expression, &size);
 	if (status != ENGINE_OK)
-		return stop(compiler, status);
+		return stop(compiler, ENGINE_NO_MEMORY);
 	if (expression != NULL)
 		experiment->audience = image_put(compiler, expression, size);
 	return compiler->status == ENGINE_OK;
@@ -1227,7 +1267,7 @@ compile_rule(Compiler *compiler, const JsonNode *node, uint32_t position,
 		status =
 			expression_compile(conditions, &compiler->text, &expression, &size);
 		if (status != ENGINE_OK)
-			return stop(compiler, status);
+			return stop(compiler, ENGINE_NO_MEMORY);
 		rule->conditions = image_put(compiler, expression, size);
 	}
 	return compiler->status == ENGINE_OK;
@@ -1236,7 +1276,7 @@ compile_rule(Compiler *compiler, const JsonNode *node, uint32_t position,
 /* assignmentRules: a string of JSON; anything else means no rules. */
 static bool
 compile_rules(Compiler *compiler, const JsonNode *node,
-			  SnapExperiment *experiment)
+			  SnapExperiment *experiment, Defect *defect)
 {
 	const JsonNode *text = get_string(node, "assignmentRules");
 	const JsonNode *root;
@@ -1249,8 +1289,11 @@ compile_rules(Compiler *compiler, const JsonNode *node,
 	experiment->rules_text = image_put_text(compiler, node_text(text));
 	if (text->count == 0)
 		return true;
-	if (!parse_text(compiler, node_text(text), &root, NULL))
+	if (!parse_deciding_text(compiler, node_text(text), "assignmentRules",
+							 &root, defect))
 		return false;
+	if (defect->field != NULL)
+		return true;
 	list = root == NULL ? NULL : json_get(root, "rules");
 	if (list == NULL || list->kind != JSON_ARRAY || list->count == 0)
 		return true;
@@ -1310,8 +1353,8 @@ number_field(double number, NumberNode *result)
 
 /* What a field's value is worth as a number: JavaScript's Number(). */
 static SnapFieldState
-convert_number_field(const JsonNode *value, NumberNode *result,
-					 const char **problem)
+convert_number_field(Compiler *compiler, const JsonNode *value,
+					 NumberNode *result, const char **problem)
 {
 	double number = 0;
 
@@ -1327,7 +1370,8 @@ convert_number_field(const JsonNode *value, NumberNode *result,
 			number = value->number;
 			break;
 		case JSON_STRING:
-			if (!number_parse_whole(json_text(value), value->count, &number))
+			if (!number_parse_whole(json_text(value), value->count, &number,
+									&compiler->work))
 				return SNAP_FIELD_NAN;
 			break;
 		case JSON_ARRAY:
@@ -1381,7 +1425,7 @@ put_field_value(Compiler *compiler, EngineText type, const JsonNode *value,
 	}
 	else if (text_is(type, "number"))
 	{
-		state = convert_number_field(value, &made, problem);
+		state = convert_number_field(compiler, value, &made, problem);
 		result = &made.node;
 	}
 	else if (text_is(type, "boolean"))
@@ -1545,15 +1589,6 @@ check_variants(const JsonNode *node)
 	return true;
 }
 
-/* Notes a defect; true, since the run goes on. */
-static bool
-found_defect(Defect *defect, const char *field, const char *problem)
-{
-	defect->field = field;
-	defect->problem = problem;
-	return true;
-}
-
 /* The name and the unit type, by which everything finds the experiment. */
 static bool
 compile_keys(Compiler *compiler, const JsonNode *node,
@@ -1649,6 +1684,12 @@ compile_experiment(Compiler *compiler, const JsonNode *node,
 	if (!check_variants(variants))
 		return found_defect(defect, "variants", "is not a list of objects");
 
+	if (!compile_audience(compiler, node, experiment, defect) ||
+		!compile_rules(compiler, node, experiment, defect))
+		return false;
+	if (defect->field != NULL)
+		return true;
+
 	/* from here on it counts */
 	name = node_text(json_get(node, "name"));
 	if (unit_name != NONE)
@@ -1673,8 +1714,6 @@ compile_experiment(Compiler *compiler, const JsonNode *node,
 		experiment->flags |= SNAP_ALL_TRAFFIC;
 
 	return compile_variants(compiler, variants, name, experiment) &&
-		   compile_audience(compiler, node, experiment) &&
-		   compile_rules(compiler, node, experiment) &&
 		   compile_holdout_ids(compiler, node, name, experiment) &&
 		   compile_fields(compiler, node, name, experiment);
 }
@@ -1729,7 +1768,7 @@ compile_experiments(Compiler *compiler, EngineText list)
 	json_walk_begin(&walk, list);
 	while (json_walk_next(&walk, &text))
 	{
-		if (!go_on(compiler) || !add_experiment(compiler, text, position++))
+		if (!goes_on(compiler, PROBE_COST) || !add_experiment(compiler, text, position++))
 			return false;
 	}
 	return true;
@@ -1775,7 +1814,7 @@ put_name_index(Compiler *compiler, uint32_t mask, uint32_t *winners)
 		while (index[slot] != 0 && experiments[index[slot] - 1].name.offset !=
 									   experiments[i].name.offset)
 		{
-			if (!go_on(compiler))
+			if (!goes_on(compiler, PROBE_COST))
 				return 0;
 			slot = (slot + 1) & mask;
 		}
@@ -1806,7 +1845,7 @@ put_variable_index(Compiler *compiler, uint32_t mask)
 
 		while (index[slot] != 0)
 		{
-			if (!go_on(compiler))
+			if (!goes_on(compiler, PROBE_COST))
 				return 0;
 			slot = (slot + 1) & mask;
 		}
@@ -2009,7 +2048,7 @@ find_members(Compiler *compiler, EngineText data, EngineText *experiments,
 	{
 		bool given = *value.data != 'n';
 
-		if (!go_on(compiler))
+		if (!goes_on(compiler, PROBE_COST))
 			return false;
 		if (name_is(compiler, name, "experiments"))
 			*experiments = given ? value : (EngineText){NULL, 0};
@@ -2128,6 +2167,8 @@ snapshot_compile(EngineText text, EngineText environment,
 	arena_init(&compiler.scratch, arena->source);
 	arena_init(&compiler.tree, arena->source);
 	arena_init(&compiler.text, arena->source);
+	work_begin(&compiler.work, arena->source->interrupted,
+			   arena->source->context);
 
 	complete = compile_data(&compiler, text, &header, &message);
 	end_run(&compiler);

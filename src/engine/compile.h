@@ -11,8 +11,8 @@
 
 /*
  * How the host stores values.  The bytes returned are copied at once.
- * ENGINE_OK, ENGINE_NO_MEMORY, or ENGINE_UNSTORABLE: the host cannot hold the
- * value (then it counts as broken).  Neither may raise.
+ * ENGINE_OK, ENGINE_NO_MEMORY, ENGINE_INTERRUPTED, or ENGINE_UNSTORABLE: the
+ * host cannot hold the value (then it counts as broken).  Neither may raise.
  */
 typedef struct SnapshotHost
 {
@@ -49,8 +49,9 @@ typedef struct CompileResult
  * the tree of one experiment and that of one text in it at a time.  The work
  * ends with ENGINE_NO_MEMORY if the arena's source wants it to.
  *
- * Broken parts (DESIGN 5): an experiment whose assignment fields are broken
- * is left out with one warning that names it and the field; a config or a
+ * Broken parts (DESIGN 5): an experiment whose assignment fields are broken,
+ * or whose audience or rules are nested too deep or too large to be read, is
+ * left out with one warning that names it and the field; a config or a
  * custom field that is broken counts as empty or null, with one warning.  Of
  * many warnings the first thousand are there, and how many there are more.
  */

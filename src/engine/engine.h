@@ -21,7 +21,8 @@ typedef enum EngineStatus
 	ENGINE_TOO_DEEP, /* nested deeper than the given limit */
 	ENGINE_TOO_LARGE, /* exceeds a size the format can hold */
 	ENGINE_UNSTORABLE, /* the host cannot hold such a value */
-	ENGINE_STACK /* the host's stack is used up */
+	ENGINE_STACK, /* the host's stack is used up */
+	ENGINE_INTERRUPTED /* the host wants the work to end */
 } EngineStatus;
 
 /* A piece of UTF-8 text, not terminated. */

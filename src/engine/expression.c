@@ -56,6 +56,9 @@ typedef struct ExprStep
 
 #define NO_INDEX UINT32_MAX
 
+/* What a node, an element, or a step of a path costs, apart from its length */
+#define NODE_COST 16
+
 typedef struct ExprOperator
 {
 	const char *name;
@@ -86,6 +89,7 @@ typedef struct ExprBuilder
 {
 	char *block; /* NULL in the first run */
 	size_t used;
+	Work work;
 } ExprBuilder;
 
 /* How an evaluation goes on; the order of the values has no meaning. */
@@ -93,11 +97,12 @@ typedef enum EvalOutcome
 {
 	EVAL_OK = 0,
 	EVAL_ABORTED, /* a step into a null value */
-	EVAL_STACK
+	EVAL_STACK,
+	EVAL_INTERRUPTED
 } EvalOutcome;
 
 static void compile(ExprBuilder *builder, const JsonNode *source, size_t at);
-static EvalOutcome evaluate(const ExprNode *node, const EvalContext *context,
+static EvalOutcome evaluate(const ExprNode *node, EvalContext *context,
 							Value *result);
 
 /*
@@ -192,14 +197,19 @@ compile_path(ExprBuilder *builder, const JsonNode *text, size_t at)
 	size_t byte;
 
 	for (byte = 0; byte < path.length; byte++)
+	{
+		if (byte % WORK_PIECE == 0 && !work_goes_on(&builder->work, WORK_PIECE))
+			return;
 		count += path.data[byte] == '/';
+	}
 	steps = reserve(builder, count * sizeof(ExprStep));
 	names = reserve(builder, path.length);
 	put_node(builder, at, EXPR_VAR, count, steps);
 	if (builder->block == NULL)
 		return;
 
-	for (index = 0; index < count; index++)
+	for (index = 0; index < count && work_goes_on(&builder->work, NODE_COST);
+		 index++)
 	{
 		size_t place = steps + index * sizeof(ExprStep);
 		ExprStep *step = (ExprStep *) (builder->block + place);
@@ -230,11 +240,11 @@ compile_var(ExprBuilder *builder, const JsonNode *argument, size_t at)
 static void
 compile_literal(ExprBuilder *builder, const JsonNode *literal, size_t at)
 {
-	size_t copy = reserve(builder, json_copy_size(literal));
+	size_t copy = reserve(builder, json_copy_size(literal, &builder->work));
 
 	put_node(builder, at, EXPR_LITERAL, 0, copy);
 	if (builder->block != NULL)
-		(void) json_copy(literal, builder->block + copy);
+		(void) json_copy(literal, builder->block + copy, &builder->work);
 }
 
 /*
@@ -255,7 +265,8 @@ compile_list(ExprBuilder *builder, ExprKind kind, const JsonNode *list,
 	}
 	operands = reserve(builder, count * sizeof(ExprNode));
 	put_node(builder, at, kind, count, operands);
-	for (index = 0; index < count; index++)
+	for (index = 0; index < count && work_goes_on(&builder->work, NODE_COST);
+		 index++)
 	{
 		size_t place = operands + index * sizeof(ExprNode);
 
@@ -330,17 +341,23 @@ EngineStatus
 expression_compile(const JsonNode *source, Arena *arena,
 				   const ExprNode **expression, size_t *size)
 {
-	ExprBuilder builder = {NULL, 0};
+	ExprBuilder builder = {.block = NULL};
 
 	*expression = NULL;
 	*size = 0;
+	work_begin(&builder.work, arena->source->interrupted,
+			   arena->source->context);
 	compile(&builder, source, reserve(&builder, sizeof(ExprNode)));
+	if (builder.work.stopped)
+		return ENGINE_INTERRUPTED;
 	builder.block = arena_alloc(arena, builder.used);
 	if (builder.block == NULL)
 		return ENGINE_NO_MEMORY;
 	*size = builder.used;
 	builder.used = 0;
 	compile(&builder, source, reserve(&builder, sizeof(ExprNode)));
+	if (builder.work.stopped)
+		return ENGINE_INTERRUPTED;
 	*expression = (const ExprNode *) builder.block;
 	return ENGINE_OK;
 }
@@ -388,7 +405,7 @@ walk_step(Value *value, const char *name, size_t length, uint32_t index)
 }
 
 static EvalOutcome
-evaluate_var(const ExprNode *node, const EvalContext *context, Value *result)
+evaluate_var(const ExprNode *node, EvalContext *context, Value *result)
 {
 	const ExprStep *step =
 		(const ExprStep *) ((const char *) node + node->link);
@@ -401,6 +418,8 @@ evaluate_var(const ExprNode *node, const EvalContext *context, Value *result)
 		{
 			if (++step == end)
 				return EVAL_OK;
+			if (!work_goes_on(&context->work, NODE_COST + step->length))
+				return EVAL_INTERRUPTED;
 			if (result->kind == VALUE_NULL)
 				return EVAL_ABORTED;
 			if (!walk_step(result, (const char *) step + step->link,
@@ -412,26 +431,20 @@ evaluate_var(const ExprNode *node, const EvalContext *context, Value *result)
 	return EVAL_OK;
 }
 
-/* Whether needle is a part of haystack. */
-static bool
-text_contains(EngineText haystack, EngineText needle)
+static EvalOutcome
+outcome_of(EngineStatus status)
 {
-	const char *next = haystack.data;
-	const char *last;
+	return status == ENGINE_OK      ? EVAL_OK
+		   : status == ENGINE_STACK ? EVAL_STACK
+									: EVAL_INTERRUPTED;
+}
 
-	if (needle.length == 0)
-		return true;
-	if (needle.length > haystack.length)
-		return false;
-	last = haystack.data + (haystack.length - needle.length);
-	while (next <= last && (next = memchr(next, needle.data[0],
-										  (size_t) (last - next) + 1)) != NULL)
-	{
-		if (memcmp(next, needle.data, needle.length) == 0)
-			return true;
-		next++;
-	}
-	return false;
+static EngineStatus
+status_of(EvalOutcome outcome)
+{
+	return outcome == EVAL_STACK         ? ENGINE_STACK
+		   : outcome == EVAL_INTERRUPTED ? ENGINE_INTERRUPTED
+										 : ENGINE_OK;
 }
 
 /*
@@ -439,29 +452,36 @@ text_contains(EngineText haystack, EngineText needle)
  * haystack that holds nothing.
  */
 static COLD EvalOutcome
-evaluate_in(const Value *haystack, const Value *needle,
-			const EvalContext *context, Value *result)
+evaluate_in(const Value *haystack, const Value *needle, EvalContext *context,
+			Value *result)
 {
 	char buffer[VALUE_NUMBER_TEXT];
 	EngineText text;
 	Value item;
+	Work *work = &context->work;
 
 	result->kind = VALUE_BOOLEAN;
 	result->u.boolean = false;
 	if (haystack->kind == VALUE_ARRAY)
 	{
 		uint32_t count = haystack->u.container.ops->count(haystack);
+		ComparedValue compared;
 		uint32_t index;
 
+		compared_value_init(&compared, needle);
 		for (index = 0; index < count; index++)
 		{
+			EvalOutcome outcome;
 			ValueOrder order;
 
+			if (!work_goes_on(work, NODE_COST))
+				return EVAL_INTERRUPTED;
 			if (!haystack->u.container.ops->element(haystack, index, &item))
 				break;
-			if (value_compare(&item, needle, context->stack_ok, &order) !=
-				ENGINE_OK)
-				return EVAL_STACK;
+			outcome =
+				outcome_of(value_compare_with(&item, &compared, work, &order));
+			if (outcome != EVAL_OK)
+				return outcome;
 			if (order == VALUE_EQUAL)
 			{
 				result->u.boolean = true;
@@ -472,7 +492,7 @@ evaluate_in(const Value *haystack, const Value *needle,
 	else if (haystack->kind == VALUE_STRING)
 	{
 		if (value_to_string(needle, buffer, &text))
-			result->u.boolean = text_contains(haystack->u.string, text);
+			result->u.boolean = text_contains(haystack->u.string, text, work);
 	}
 	else if (haystack->kind == VALUE_OBJECT)
 	{
@@ -482,12 +502,12 @@ evaluate_in(const Value *haystack, const Value *needle,
 	}
 	else
 		result->kind = VALUE_NULL;
-	return EVAL_OK;
+	return work->stopped ? EVAL_INTERRUPTED : EVAL_OK;
 }
 
-static COLD void
-evaluate_match(const Value *value, const Value *pattern,
-			   const EvalContext *context, Value *result)
+static COLD EvalOutcome
+evaluate_match(const Value *value, const Value *pattern, EvalContext *context,
+			   Value *result)
 {
 	char value_buffer[VALUE_NUMBER_TEXT];
 	char pattern_buffer[VALUE_NUMBER_TEXT];
@@ -498,13 +518,15 @@ evaluate_match(const Value *value, const Value *pattern,
 	if (context->matches != NULL &&
 		value_to_string(value, value_buffer, &value_text) &&
 		value_to_string(pattern, pattern_buffer, &pattern_text))
-		found = match_search(context->matches, value_text, pattern_text);
+		found = match_search(context->matches, value_text, pattern_text,
+							 &context->work);
 	result->kind = found == MATCH_UNDEFINED ? VALUE_NULL : VALUE_BOOLEAN;
 	result->u.boolean = found == MATCH_YES;
+	return context->work.stopped ? EVAL_INTERRUPTED : EVAL_OK;
 }
 
 static COLD ValueOrder
-compare_versions(const Value *left, const Value *right)
+compare_versions(const Value *left, const Value *right, Work *work)
 {
 	char left_buffer[VALUE_NUMBER_TEXT];
 	char right_buffer[VALUE_NUMBER_TEXT];
@@ -514,13 +536,12 @@ compare_versions(const Value *left, const Value *right)
 	if (!value_to_string(left, left_buffer, &left_text) ||
 		!value_to_string(right, right_buffer, &right_text))
 		return VALUE_INCOMPARABLE;
-	return semver_compare(left_text, right_text);
+	return semver_compare(left_text, right_text, work);
 }
 
 /* Operands mostly are attributes and literals: spares them a recursion. */
 static inline EvalOutcome
-evaluate_operand(const ExprNode *node, const EvalContext *context,
-				 Value *result)
+evaluate_operand(const ExprNode *node, EvalContext *context, Value *result)
 {
 	if (ENGINE_LIKELY(node->kind == EXPR_VAR))
 		return evaluate_var(node, context, result);
@@ -536,7 +557,7 @@ evaluate_operand(const ExprNode *node, const EvalContext *context,
 
 /* Operators of two operands: null as soon as one of them is null. */
 static EvalOutcome
-evaluate_binary(const ExprNode *node, const EvalContext *context, Value *result)
+evaluate_binary(const ExprNode *node, EvalContext *context, Value *result)
 {
 	const ExprNode *operands =
 		(const ExprNode *) ((const char *) node + node->link);
@@ -558,17 +579,15 @@ evaluate_binary(const ExprNode *node, const EvalContext *context, Value *result)
 		if (node->kind == EXPR_IN)
 			return evaluate_in(&left, &right, context, result);
 		if (node->kind == EXPR_MATCH)
-		{
-			evaluate_match(&left, &right, context, result);
-			return EVAL_OK;
-		}
-		order = compare_versions(&left, &right);
+			return evaluate_match(&left, &right, context, result);
+		order = compare_versions(&left, &right, &context->work);
+		outcome = context->work.stopped ? EVAL_INTERRUPTED : EVAL_OK;
 	}
-	else if (value_compare(&left, &right, context->stack_ok, &order) !=
-			 ENGINE_OK)
-		return EVAL_STACK;
-	if (order == VALUE_INCOMPARABLE)
-		return EVAL_OK;
+	else
+		outcome =
+			outcome_of(value_compare(&left, &right, &context->work, &order));
+	if (outcome != EVAL_OK || order == VALUE_INCOMPARABLE)
+		return outcome;
 
 	result->kind = VALUE_BOOLEAN;
 	switch ((ExprKind) node->kind)
@@ -602,7 +621,7 @@ evaluate_binary(const ExprNode *node, const EvalContext *context, Value *result)
  * operand that was looked at last.
  */
 static EvalOutcome
-evaluate_list(const ExprNode *node, const EvalContext *context, bool decisive,
+evaluate_list(const ExprNode *node, EvalContext *context, bool decisive,
 			  Value *result, uint32_t *index)
 {
 	const ExprNode *operands =
@@ -631,12 +650,14 @@ evaluate_list(const ExprNode *node, const EvalContext *context, bool decisive,
 
 /* The recursion is as deep as the expression's text, which is bounded. */
 static EvalOutcome
-evaluate(const ExprNode *node, const EvalContext *context, Value *result)
+evaluate(const ExprNode *node, EvalContext *context, Value *result)
 {
 	const void *target = (const char *) node + node->link;
 	EvalOutcome outcome;
 	uint32_t index;
 
+	if (!work_goes_on(&context->work, NODE_COST))
+		return EVAL_INTERRUPTED;
 	switch ((ExprKind) node->kind)
 	{
 		case EXPR_NULL:
@@ -670,12 +691,14 @@ EngineStatus
 expression_evaluate(const ExprNode *expression, EvalContext *context,
 					Value *result, bool *aborted)
 {
-	EvalOutcome outcome = evaluate(expression, context, result);
+	EvalOutcome outcome;
 
+	context->work.stopped = false;
+	outcome = evaluate(expression, context, result);
 	*aborted = outcome == EVAL_ABORTED;
 	if (outcome != EVAL_OK)
 		result->kind = VALUE_NULL;
-	return outcome == EVAL_STACK ? ENGINE_STACK : ENGINE_OK;
+	return status_of(outcome);
 }
 
 /* A clause that aborts the evaluation decides, too. */
@@ -691,9 +714,10 @@ expression_deciding_clause(const ExprNode *expression, EvalContext *context,
 	*index = -1;
 	if (expression->kind != EXPR_AND)
 		return ENGINE_OK;
+	context->work.stopped = false;
 	outcome = evaluate_list(expression, context, false, &result, &last);
-	if (outcome == EVAL_STACK)
-		return ENGINE_STACK;
+	if (status_of(outcome) != ENGINE_OK)
+		return status_of(outcome);
 	if (last < expression->count)
 	{
 		*clause =

@@ -30,14 +30,14 @@ typedef struct EvalContext
 	const SystemAttribute *system; /* looked at after variables */
 	int nsystem;
 	MatchCache *matches; /* NULL: match gives null */
-	StackCheck stack_ok; /* NULL: no check */
+	Work work;
 } EvalContext;
 
 /*
  * Compiles any JSON value as an expression into one block in the arena
  * (aligned to 8, *size bytes, movable as a whole).  What is no valid
  * expression evaluates to null, as the protocol says: compiling fails only
- * for want of memory.
+ * for want of memory, or because the arena's source says that it shall.
  */
 extern EngineStatus expression_compile(const JsonNode *source, Arena *arena,
 									   const ExprNode **expression,
@@ -46,7 +46,8 @@ extern EngineStatus expression_compile(const JsonNode *source, Arena *arena,
 /*
  * Evaluates.  *aborted is set when a step into a null value ended the
  * evaluation (protocol 6, "Paths"); the result is then null.  Results refer to
- * memory of the expression and of the variables.  ENGINE_OK or ENGINE_STACK.
+ * memory of the expression and of the variables.  ENGINE_OK, ENGINE_STACK or
+ * ENGINE_INTERRUPTED.
  */
 extern EngineStatus expression_evaluate(const ExprNode *expression,
 										EvalContext *context, Value *result,

@@ -494,18 +494,29 @@ utf16_unit_bytes(const char *text, size_t length, char *result)
 	return (size_t) (out - result);
 }
 
+/* At most limit bytes of a text, without cutting a character. */
+size_t
+utf8_piece(const char *text, size_t length, size_t limit)
+{
+	size_t piece = limit;
+
+	if (length <= limit)
+		return length;
+	while (piece > limit - 4 && (text[piece] & 0xc0) == 0x80)
+		piece--;
+	return piece;
+}
+
 /*
  * The way for all texts that the fast one does not take: longer than a block,
  * or with characters beyond U+FFFF.  What has none of these is hashed where
  * it stands, the rest goes through a small buffer.
  */
 static void
-unit_md5_long(const char *text, size_t length, Md5State *state)
+unit_md5_add(Md5Stream *stream, const char *text, size_t length)
 {
-	Md5Stream stream;
 	size_t done = 0;
 
-	md5_stream_init(&stream);
 	while (done < length)
 	{
 		char buffer[6];
@@ -517,16 +528,25 @@ unit_md5_long(const char *text, size_t length, Md5State *state)
 		while (plain < length &&
 			   four_byte_character(text + plain, length - plain) == 0)
 			plain++;
-		md5_stream_add(&stream, text + done, plain - done);
+		md5_stream_add(stream, text + done, plain - done);
 		done = plain;
 		if (done < length)
 		{
 			size_t size = utf16_unit_bytes(text + done, 4, buffer);
 
-			md5_stream_add(&stream, buffer, size);
+			md5_stream_add(stream, buffer, size);
 			done += 4;
 		}
 	}
+}
+
+static void
+unit_md5_long(const char *text, size_t length, Md5State *state)
+{
+	Md5Stream stream;
+
+	md5_stream_init(&stream);
+	unit_md5_add(&stream, text, length);
 	md5_stream_end(&stream, state);
 }
 
@@ -551,6 +571,29 @@ unit_hash(const char *text, size_t length, UnitHash *hash)
 
 	unit_md5(text, length, &state);
 	unit_hash_finish(&state, hash);
+}
+
+/* The same in pieces. */
+bool
+unit_hash_long(const char *text, size_t length, UnitHash *hash, Work *work)
+{
+	Md5Stream stream;
+	Md5State state;
+
+	md5_stream_init(&stream);
+	while (length > 0)
+	{
+		size_t piece = utf8_piece(text, length, WORK_PIECE);
+
+		if (!work_goes_on(work, 2 * piece))
+			return false;
+		unit_md5_add(&stream, text, piece);
+		text += piece;
+		length -= piece;
+	}
+	md5_stream_end(&stream, &state);
+	unit_hash_finish(&state, hash);
+	return true;
 }
 
 /* The same without base64url and murmur3. */

@@ -11,6 +11,7 @@
 #define ABSMARTLY_ENGINE_HASH_H
 
 #include "engine.h"
+#include "work.h"
 
 #define UNIT_HASH_LENGTH 22 /* base64url of 16 bytes, no padding */
 
@@ -37,10 +38,20 @@ extern size_t base64url_encode(const void *data, size_t length, char *result);
 extern size_t utf16_unit_bytes(const char *text, size_t length, char *result);
 
 /*
+ * At most limit (at least 4) bytes of a text, so cut that no valid character
+ * is: the length of the first piece.
+ */
+extern size_t utf8_piece(const char *text, size_t length, size_t limit);
+
+/*
  * The hash of a unit's text, taken as it is (the caller has trimmed it).
  * Works for any length without allocating.
  */
 extern void unit_hash(const char *text, size_t length, UnitHash *hash);
+
+/* The same for a text that may be very long; false: stopped. */
+extern bool unit_hash_long(const char *text, size_t length, UnitHash *hash,
+						   Work *work);
 
 /*
  * The 16 bytes that the hash is the text of, alone and together with it.

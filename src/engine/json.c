@@ -47,8 +47,8 @@
 /* What is longer is not read by json-c at once. */
 #define JSON_PIECE 16384
 
-/* The host is asked whether to go on once for so many values. */
-#define JSON_VALUES_PER_ASK 1024
+/* What a node costs when it is copied, in units of work.h */
+#define NODE_COST 8
 
 #define MARK '\001'
 #define MARK_ESCAPE "\\u0001"
@@ -71,7 +71,7 @@ typedef struct JsonReader
 	int max_depth;
 	uint64_t cost;
 	uint64_t max_cost;
-	uint32_t values; /* that were checked */
+	Work work; /* while the text is only checked */
 	Arena *arena; /* of the tree; tells when to stop */
 	EngineStatus status;
 	const char *problem; /* what is wrong at next; set with status */
@@ -151,12 +151,23 @@ emit_byte(JsonReader *reader, char byte)
 	return emit(reader, &byte, 1);
 }
 
+/* Counts the reading of so many bytes; false: the host wants it to end. */
+static bool
+goes_on(JsonReader *reader, size_t bytes)
+{
+	if (work_goes_on(&reader->work, bytes))
+		return true;
+	reader->arena->failed = true;
+	return fail(reader, ENGINE_NO_MEMORY, NULL);
+}
+
 static void
 skip_blanks(JsonReader *reader)
 {
 	while (reader->next < reader->end &&
 		   (*reader->next == ' ' || *reader->next == '\n' ||
-			*reader->next == '\r' || *reader->next == '\t'))
+			*reader->next == '\r' || *reader->next == '\t') &&
+		   goes_on(reader, 1))
 		reader->next++;
 }
 
@@ -341,7 +352,8 @@ read_characters(JsonReader *reader, bool is_name)
 		reader->next = next;
 		if (next > run)
 			opens_pair = false;
-		if (!emit(reader, run, (size_t) (next - run)))
+		if (!goes_on(reader, (size_t) (next - run) + 1) ||
+			!emit(reader, run, (size_t) (next - run)))
 			return false;
 
 		if (next == reader->end)
@@ -396,7 +408,7 @@ read_digits(JsonReader *reader)
 {
 	if (!is_digit(peek(reader)))
 		return fail(reader, ENGINE_MALFORMED, "invalid number");
-	while (is_digit(peek(reader)))
+	while (is_digit(peek(reader)) && goes_on(reader, 1))
 		reader->next++;
 	return true;
 }
@@ -457,10 +469,7 @@ count_value(JsonReader *reader)
 	reader->cost += JSON_VALUE_COST;
 	if (reader->cost > reader->max_cost)
 		return fail(reader, ENGINE_TOO_LARGE, "too many values");
-	if (reader->values++ % JSON_VALUES_PER_ASK == 0 &&
-		arena_interrupted(reader->arena))
-		return fail(reader, ENGINE_NO_MEMORY, NULL);
-	return true;
+	return goes_on(reader, NODE_COST);
 }
 
 /* An array or an object, reader->next being at its bracket. */
@@ -848,8 +857,7 @@ compare_names(const void *left, const void *right, void *argument)
 	JsonReader *reader = argument;
 	int order;
 
-	if (reader->arena->failed || (reader->values++ % JSON_VALUES_PER_ASK == 0 &&
-								  arena_interrupted(reader->arena)))
+	if (reader->arena->failed || !goes_on(reader, NODE_COST))
 		return 0;
 
 	if (a->count != b->count)
@@ -1027,6 +1035,8 @@ reader_open(JsonReader *reader, const char *text, size_t length, int max_depth,
 	reader->max_depth = max_depth;
 	reader->max_cost = max_cost;
 	reader->status = ENGINE_OK;
+	work_begin(&reader->work, arena->source->interrupted,
+			   arena->source->context);
 	arena_init(&reader->scratch, arena->source);
 
 	if (length > JSON_MAX_TEXT)
@@ -1333,7 +1343,7 @@ text_copy_size(size_t length)
 
 /* What a node needs in a copy beside the JsonNode itself. */
 static size_t
-content_copy_size(const JsonNode *node)
+content_copy_size(const JsonNode *node, Work *work)
 {
 	uint32_t nodes = 0;
 	size_t size;
@@ -1345,54 +1355,134 @@ content_copy_size(const JsonNode *node)
 	else if (node->kind == JSON_OBJECT)
 		nodes = 2 * node->count;
 	size = nodes * sizeof(JsonNode);
-	for (uint32_t i = 0; i < nodes; i++)
-		size += content_copy_size(json_element(node, i));
+	for (uint32_t i = 0; i < nodes && work_goes_on(work, NODE_COST); i++)
+		size += content_copy_size(json_element(node, i), work);
 	return size;
 }
 
 /* Bytes for json_copy(). */
 size_t
-json_copy_size(const JsonNode *node)
+json_copy_size(const JsonNode *node, Work *work)
 {
-	return sizeof(JsonNode) + content_copy_size(node);
+	return sizeof(JsonNode) + content_copy_size(node, work);
+}
+
+int
+json_compare_names(EngineText left, EngineText right)
+{
+	if (left.length != right.length)
+		return left.length < right.length ? -1 : 1;
+	return left.length == 0 ? 0 : memcmp(left.data, right.data, left.length);
+}
+
+/* A member of an object that is being copied: its name and its value. */
+typedef struct CopiedMember
+{
+	JsonNode name; /* offsets count from the object's content so far */
+	JsonNode value;
+} CopiedMember;
+
+/* The order of two members whose object has that content. */
+static int
+compare_members(const CopiedMember *left, const CopiedMember *right,
+				const char *content, Work *work)
+{
+	EngineText left_name = {content + left->name.offset, left->name.count};
+	EngineText right_name = {content + right->name.offset, right->name.count};
+
+	(void) work_goes_on(work, NODE_COST + left_name.length / WORK_BYTES);
+	return json_compare_names(left_name, right_name);
+}
+
+/* Moves a member down to where none below it is greater. */
+static void
+sift_member(CopiedMember *members, size_t root, size_t count,
+			const char *content, Work *work)
+{
+	CopiedMember moved = members[root];
+	size_t child;
+
+	while ((child = 2 * root + 1) < count && !work->stopped)
+	{
+		if (child + 1 < count &&
+			compare_members(&members[child], &members[child + 1], content,
+							work) < 0)
+			child++;
+		if (compare_members(&moved, &members[child], content, work) >= 0)
+			break;
+		members[root] = members[child];
+		root = child;
+	}
+	members[root] = moved;
+}
+
+/* Heapsort: needs no memory, and no input makes it slow. */
+static void
+sort_members(CopiedMember *members, size_t count, const char *content,
+			 Work *work)
+{
+	size_t index;
+
+	for (index = count / 2; index > 0 && !work->stopped; index--)
+		sift_member(members, index - 1, count, content, work);
+	for (index = count; index > 1 && !work->stopped; index--)
+	{
+		CopiedMember last = members[index - 1];
+
+		members[index - 1] = members[0];
+		members[0] = last;
+		sift_member(members, 0, index - 1, content, work);
+	}
 }
 
 /*
- * Copies one node and what belongs to it; free is where its content goes.
- * Returns what is free behind it.
+ * Copies what belongs to a node, of which all but the offset is copied;
+ * content is where it stands, free where it goes.  Returns what is free
+ * behind it.
  */
 static char *
-copy_content(const JsonNode *source, JsonNode *target, char *free)
+copy_content(const char *content, JsonNode *target, char *free, Work *work)
 {
-	*target = *source;
 	target->offset = free - (char *) target;
-	if (source->kind == JSON_NUMBER || source->kind == JSON_STRING)
+	if (target->kind == JSON_NUMBER || target->kind == JSON_STRING)
 	{
-		size_t size = text_copy_size(source->count);
+		size_t size = text_copy_size(target->count);
 
 		memset(free, 0, size);
-		memcpy(free, json_text(source), source->count);
+		memcpy(free, content, target->count);
 		free += size;
 	}
-	else if (source->kind == JSON_ARRAY || source->kind == JSON_OBJECT)
+	else if (target->kind == JSON_ARRAY || target->kind == JSON_OBJECT)
 	{
 		uint32_t nodes =
-			source->kind == JSON_ARRAY ? source->count : 2 * source->count;
+			target->kind == JSON_ARRAY ? target->count : 2 * target->count;
+		const JsonNode *sources = (const JsonNode *) content;
 		JsonNode *children = (JsonNode *) free;
 
+		for (uint32_t i = 0; i < nodes && work_goes_on(work, NODE_COST); i++)
+		{
+			children[i] = sources[i];
+			children[i].offset = json_text(&sources[i]) - content;
+		}
+		if (target->kind == JSON_OBJECT)
+			sort_members((CopiedMember *) children, target->count, content,
+						 work);
 		free += nodes * sizeof(JsonNode);
-		for (uint32_t i = 0; i < nodes; i++)
-			free = copy_content(json_element(source, i), &children[i], free);
+		for (uint32_t i = 0; i < nodes && work_goes_on(work, NODE_COST); i++)
+			free = copy_content(content + children[i].offset, &children[i],
+								free, work);
 	}
 	return free;
 }
 
 /* The tree as one block. */
 const JsonNode *
-json_copy(const JsonNode *node, void *block)
+json_copy(const JsonNode *node, void *block, Work *work)
 {
 	JsonNode *target = block;
 
-	copy_content(node, target, (char *) block + sizeof(JsonNode));
+	*target = *node;
+	copy_content(json_text(node), target, (char *) block + sizeof(JsonNode),
+				 work);
 	return target;
 }

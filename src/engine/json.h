@@ -11,6 +11,7 @@
 
 #include "arena.h"
 #include "engine.h"
+#include "work.h"
 
 typedef enum JsonKind
 {
@@ -109,9 +110,14 @@ extern EngineStatus json_write(const JsonNode *node, Arena *arena,
 
 /*
  * Copies the tree into one block: json_copy_size() bytes, aligned to 8, that
- * can be moved as a whole.
+ * can be moved as a whole.  In the copy the members of objects are in order
+ * (json_compare_names), so that they are found by bisection.  What is there
+ * when the work was stopped is no tree.
  */
-extern size_t json_copy_size(const JsonNode *node);
-extern const JsonNode *json_copy(const JsonNode *node, void *block);
+extern size_t json_copy_size(const JsonNode *node, Work *work);
+extern const JsonNode *json_copy(const JsonNode *node, void *block, Work *work);
+
+/* The order of names, that of jsonb: by length, then by bytes. */
+extern int json_compare_names(EngineText left, EngineText right);
 
 #endif /* ABSMARTLY_ENGINE_JSON_H */

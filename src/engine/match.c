@@ -8,6 +8,13 @@
  * UTF mode then works on code units, as JavaScript does.
  *
  * What PCRE2 cannot match in JavaScript's way is left to backtrack.c.
+ *
+ * A search must let itself be interrupted.  PCRE2's limit counts neither what
+ * a repetition of one unit goes through nor from how many places of the text
+ * it starts, so on a long text it bounds next to nothing.  Therefore a search
+ * whose text and pattern are short is tried with so low a limit that it cannot
+ * take more than some milliseconds; the others, and what has hit that limit,
+ *take code with callouts wherever matching may go back to, which ask the host.
  */
 #include "match.h"
 
@@ -24,6 +31,19 @@
 #define DEPTH_LIMIT 100000
 #define HEAP_LIMIT 16384 /* KiB */
 #define NEST_LIMIT (4 * PATTERN_MAX_DEPTH)
+
+/*
+ * What a search without callouts may take, in nanoseconds, and the limit that
+ * must remain for it.
+ */
+#define SHORT_SEARCH ((size_t) 50 * 1000 * 1000)
+#define SHORT_LIMIT 100
+
+/* What a callout costs, apart from the text between two of them */
+#define CALLOUT_COST 16
+
+/* What a search costs at least */
+#define SEARCH_COST 256
 
 /* The largest stack of JIT code; without one it uses 32 KiB of ours. */
 #define JIT_STACK_START ((size_t) 64 * 1024)
@@ -46,6 +66,7 @@ typedef struct UnitBuffer
 	size_t length;
 	size_t capacity;
 	bool failed; /* no memory */
+	bool callouts; /* patterns are written with callouts */
 } UnitBuffer;
 
 /* A pattern; one that is invalid has neither code nor program. */
@@ -58,6 +79,8 @@ typedef struct CacheEntry
 	int newer; /* by last use */
 	int older;
 	pcre2_code *code;
+	size_t code_size; /* in bytes; 0: there is no machine code */
+	pcre2_code *asking_code; /* with callouts; made when it is needed */
 	const BacktrackProgram *program; /* in arena */
 	Arena arena;
 } CacheEntry;
@@ -167,12 +190,13 @@ decode_utf8(const unsigned char *text, size_t length, uint32_t *character)
 	return count;
 }
 
-/* Replaces the buffer's content by text; false: no memory. */
+/* Replaces the buffer's content by text; false: no memory, or stopped. */
 static bool
-buffer_set_text(UnitBuffer *buffer, EngineText text)
+buffer_set_text(UnitBuffer *buffer, EngineText text, Work *work)
 {
 	const unsigned char *next = (const unsigned char *) text.data;
 	const unsigned char *end = next + text.length;
+	const unsigned char *asked = next;
 	uint16_t *unit;
 
 	if (buffer->failed || buffer->capacity > KEEP_UNITS)
@@ -186,6 +210,12 @@ buffer_set_text(UnitBuffer *buffer, EngineText text)
 	{
 		uint32_t character;
 
+		if (next >= asked)
+		{
+			if (!work_goes_on(work, WORK_PIECE))
+				return false;
+			asked = next + WORK_PIECE;
+		}
 		if (*next < 0x80)
 		{
 			*unit++ = *next++;
@@ -242,6 +272,26 @@ write_class(UnitBuffer *buffer, const PatternNode *node)
 	buffer_add(buffer, ']');
 }
 
+/*
+ * Whether matching may come back to what follows a node, or comes there after
+ * a length of text.
+ */
+static bool
+can_go_back(const PatternNode *node)
+{
+	switch (node->kind)
+	{
+		case PATTERN_REFERENCE:
+		case PATTERN_GROUP:
+		case PATTERN_REPEAT:
+		case PATTERN_LOOK:
+		case PATTERN_ALTERNATIVES:
+			return true;
+		default:
+			return false;
+	}
+}
+
 static void
 write_list(UnitBuffer *buffer, const PatternNode *first, bool alternatives)
 {
@@ -255,6 +305,8 @@ write_list(UnitBuffer *buffer, const PatternNode *first, bool alternatives)
 			write_enclosed(buffer, "(?:", node);
 		else
 			write_node(buffer, node);
+		if (buffer->callouts && !alternatives && can_go_back(node))
+			buffer_add_text(buffer, "(?C)");
 	}
 }
 
@@ -446,15 +498,22 @@ needs_backtracking(const PatternTree *tree, const PatternNode *node,
 /*
  * Compiles with PCRE2; NULL if it does not take the pattern.  Compiling to
  * machine code may fail (a system may forbid it): then PCRE2 interprets.
+ *
+ * *size becomes that of the code, 0 if it is interpreted.
  */
 static pcre2_code *
-compile_pcre2(MatchCache *cache, const PatternTree *tree)
+compile_pcre2(MatchCache *cache, const PatternTree *tree, bool callouts,
+			  size_t *size)
 {
 	pcre2_code *code;
 	int error;
 	PCRE2_SIZE offset;
 
+	*size = 0;
 	cache->scratch.length = 0;
+	cache->scratch.callouts = callouts;
+	if (callouts)
+		buffer_add_text(&cache->scratch, "(?C)"); /* at each start */
 	write_node(&cache->scratch, tree->root);
 	if (cache->scratch.failed)
 		return NULL;
@@ -463,20 +522,24 @@ compile_pcre2(MatchCache *cache, const PatternTree *tree)
 							 PCRE2_NEVER_UTF | PCRE2_NEVER_UCP |
 							 PCRE2_NEVER_BACKSLASH_C,
 						 &error, &offset, cache->compile);
-	if (code != NULL)
-		(void) pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
+	if (code != NULL && pcre2_jit_compile(code, PCRE2_JIT_COMPLETE) == 0)
+		(void) pcre2_pattern_info(code, PCRE2_INFO_SIZE, size);
 	return code;
 }
 
-/* Compiles the entry's pattern; false: no memory, and nothing is kept. */
+/*
+ * Compiles the entry's pattern; false: no memory or stopped, and nothing is
+ * kept.
+ */
 static bool
-compile_entry(MatchCache *cache, CacheEntry *entry)
+compile_entry(MatchCache *cache, CacheEntry *entry, Work *work)
 {
 	EngineText text = {entry->text, entry->length};
 	PatternTree tree;
 	EngineStatus status;
 
-	if (!buffer_set_text(&cache->scratch, text))
+	if (!work_goes_on(work, WORK_SLICE) ||
+		!buffer_set_text(&cache->scratch, text, work))
 		return false;
 	if (cache->scratch.length > MATCH_MAX_PATTERN)
 		return true;
@@ -484,7 +547,7 @@ compile_entry(MatchCache *cache, CacheEntry *entry)
 	status = pattern_parse(cache->scratch.units, cache->scratch.length,
 						   &entry->arena, &tree);
 	if (status == ENGINE_OK && !needs_backtracking(&tree, tree.root, false))
-		entry->code = compile_pcre2(cache, &tree);
+		entry->code = compile_pcre2(cache, &tree, false, &entry->code_size);
 	if (status == ENGINE_OK && entry->code == NULL && !cache->scratch.failed)
 		entry->program = backtrack_compile(&tree, &entry->arena);
 
@@ -493,6 +556,36 @@ compile_entry(MatchCache *cache, CacheEntry *entry)
 	if (entry->program == NULL)
 		arena_release(&entry->arena);
 	return true;
+}
+
+/*
+ * The same for the code with callouts.  Where that is too large for PCRE2 the
+ * entry gets a program.
+ */
+static bool
+compile_asking(MatchCache *cache, CacheEntry *entry, Work *work)
+{
+	EngineText text = {entry->text, entry->length};
+	PatternTree tree;
+	size_t size;
+	bool failed;
+
+	if (!work_goes_on(work, WORK_SLICE) ||
+		!buffer_set_text(&cache->scratch, text, work))
+		return false;
+	if (pattern_parse(cache->scratch.units, cache->scratch.length,
+					  &entry->arena, &tree) == ENGINE_OK)
+	{
+		entry->asking_code = compile_pcre2(cache, &tree, true, &size);
+		if (entry->asking_code == NULL && !cache->scratch.failed)
+			entry->program = backtrack_compile(&tree, &entry->arena);
+	}
+	failed = entry->arena.failed || cache->scratch.failed;
+	if (failed || entry->program == NULL)
+		arena_release(&entry->arena);
+	if (failed)
+		entry->program = NULL;
+	return !failed;
 }
 
 static void *
@@ -543,7 +636,6 @@ match_cache_create(const ArenaSource *source)
 		return NULL;
 	}
 	(void) pcre2_set_parens_nest_limit(cache->compile, NEST_LIMIT);
-	(void) pcre2_set_match_limit(cache->match, MATCH_LIMIT);
 	(void) pcre2_set_depth_limit(cache->match, DEPTH_LIMIT);
 	(void) pcre2_set_heap_limit(cache->match, HEAP_LIMIT);
 	return cache;
@@ -555,9 +647,11 @@ clear_entry(MatchCache *cache, CacheEntry *entry)
 {
 	cache->source->free(cache->source->context, entry->text);
 	pcre2_code_free(entry->code);
+	pcre2_code_free(entry->asking_code);
 	arena_release(&entry->arena);
 	entry->text = NULL;
 	entry->code = NULL;
+	entry->asking_code = NULL;
 	entry->program = NULL;
 }
 
@@ -657,9 +751,9 @@ take_place(MatchCache *cache)
 	return index;
 }
 
-/* Puts a pattern into the cache; NULL: no memory. */
-static const CacheEntry *
-add_pattern(MatchCache *cache, EngineText pattern, uint32_t hash)
+/* Puts a pattern into the cache; NULL: no memory, or stopped. */
+static CacheEntry *
+add_pattern(MatchCache *cache, EngineText pattern, uint32_t hash, Work *work)
 {
 	int *bucket = &cache->buckets[hash & (CACHE_BUCKETS - 1)];
 	CacheEntry entry;
@@ -675,7 +769,7 @@ add_pattern(MatchCache *cache, EngineText pattern, uint32_t hash)
 		return NULL;
 	if (pattern.length > 0)
 		memcpy(entry.text, pattern.data, pattern.length);
-	if (!compile_entry(cache, &entry))
+	if (!compile_entry(cache, &entry, work))
 	{
 		clear_entry(cache, &entry);
 		return NULL;
@@ -689,9 +783,9 @@ add_pattern(MatchCache *cache, EngineText pattern, uint32_t hash)
 	return &cache->entries[index];
 }
 
-/* The pattern, compiled and now the newest; NULL: no memory */
-static const CacheEntry *
-find_pattern(MatchCache *cache, EngineText pattern)
+/* The pattern, compiled and now the newest; NULL: no memory, or stopped */
+static CacheEntry *
+find_pattern(MatchCache *cache, EngineText pattern, Work *work)
 {
 	uint32_t hash;
 	int index = cache->newest;
@@ -712,20 +806,44 @@ find_pattern(MatchCache *cache, EngineText pattern)
 			return &cache->entries[index];
 		}
 	}
-	return add_pattern(cache, pattern, hash);
+	return add_pattern(cache, pattern, hash, work);
+}
+
+/* A search that asks the host. */
+typedef struct AskingSearch
+{
+	Work *work;
+	PCRE2_SIZE place; /* where the last callout was */
+} AskingSearch;
+
+/* Ends the search if the host wants it to end. */
+static int
+callout(pcre2_callout_block *block, void *context)
+{
+	AskingSearch *search = context;
+	PCRE2_SIZE place = block->current_position;
+	PCRE2_SIZE distance =
+		place > search->place ? place - search->place : search->place - place;
+
+	search->place = place;
+	return work_goes_on(search->work, CALLOUT_COST + distance)
+			   ? 0
+			   : PCRE2_ERROR_CALLOUT;
 }
 
 /*
  * Matches with PCRE2.  JIT code that runs out of its stack gets a larger one,
  * which is kept; if that does not do, PCRE2 interprets the pattern.
  */
-static MatchResult
-search_pcre2(MatchCache *cache, const pcre2_code *code)
+static int
+run_pcre2(MatchCache *cache, const pcre2_code *code, uint32_t limit)
 {
 	const UnitBuffer *text = &cache->text;
-	int result = pcre2_match(code, text->units, text->length, 0, 0, cache->data,
-							 cache->match);
+	int result;
 
+	(void) pcre2_set_match_limit(cache->match, limit);
+	result = pcre2_match(code, text->units, text->length, 0, 0, cache->data,
+						 cache->match);
 	if (result == PCRE2_ERROR_JIT_STACKLIMIT && cache->stack == NULL)
 	{
 		cache->stack = pcre2_jit_stack_create(JIT_STACK_START, JIT_STACK_MAX,
@@ -737,28 +855,77 @@ search_pcre2(MatchCache *cache, const pcre2_code *code)
 								 cache->data, cache->match);
 		}
 	}
-	if (result == PCRE2_ERROR_JIT_STACKLIMIT)
-		result = pcre2_match(code, text->units, text->length, 0, PCRE2_NO_JIT,
-							 cache->data, cache->match);
+	return result;
+}
+
+/*
+ * The limit for a search without callouts; 0 if there must not be one.  The
+ * limit counts anew at each place of the text, and from one count to the next
+ * each unit of the text and each part of the code may be gone through.
+ */
+static uint32_t
+short_limit(const CacheEntry *entry, size_t length)
+{
+	size_t places = length + 1;
+	size_t limit;
+
+	if (entry->code_size == 0 || places > SHORT_SEARCH / SHORT_LIMIT)
+		return 0;
+	limit = SHORT_SEARCH / places / (places + entry->code_size);
+	return limit < SHORT_LIMIT   ? 0
+		   : limit > MATCH_LIMIT ? MATCH_LIMIT
+								 : (uint32_t) limit;
+}
+
+static MatchResult
+search_pcre2(MatchCache *cache, CacheEntry *entry, Work *work)
+{
+	const UnitBuffer *text = &cache->text;
+	AskingSearch search = {work, 0};
+	uint32_t limit = short_limit(entry, text->length);
+	int result = PCRE2_ERROR_MATCHLIMIT;
+
+	if (limit > 0)
+		result = run_pcre2(cache, entry->code, limit);
+	if ((result == PCRE2_ERROR_MATCHLIMIT && limit < MATCH_LIMIT) ||
+		result == PCRE2_ERROR_JIT_STACKLIMIT)
+	{
+		if (entry->asking_code == NULL && entry->program == NULL &&
+			!compile_asking(cache, entry, work))
+			return MATCH_UNDEFINED;
+		if (entry->asking_code == NULL)
+			return entry->program == NULL
+					   ? MATCH_UNDEFINED
+					   : backtrack_search(entry->program, text->units,
+										  text->length, cache->source, work);
+		(void) pcre2_set_callout(cache->match, callout, &search);
+		result = run_pcre2(cache, entry->asking_code, MATCH_LIMIT);
+		if (result == PCRE2_ERROR_JIT_STACKLIMIT)
+			result = pcre2_match(entry->asking_code, text->units, text->length,
+								 0, PCRE2_NO_JIT, cache->data, cache->match);
+		(void) pcre2_set_callout(cache->match, NULL, NULL);
+	}
 	if (result >= 0)
 		return MATCH_YES;
 	return result == PCRE2_ERROR_NOMATCH ? MATCH_NO : MATCH_UNDEFINED;
 }
 
 MatchResult
-match_search(MatchCache *cache, EngineText text, EngineText pattern)
+match_search(MatchCache *cache, EngineText text, EngineText pattern, Work *work)
 {
-	const CacheEntry *entry;
+	CacheEntry *entry;
 
 	/* so many bytes are too many units, too, and not worth a place */
 	if (pattern.length / 3 > MATCH_MAX_PATTERN)
 		return MATCH_UNDEFINED;
-	entry = find_pattern(cache, pattern);
+	if (!work_goes_on(work, SEARCH_COST))
+		return MATCH_UNDEFINED;
+	entry = find_pattern(cache, pattern, work);
 	if (entry == NULL || (entry->code == NULL && entry->program == NULL) ||
-		!buffer_set_text(&cache->text, text))
+		!buffer_set_text(&cache->text, text, work))
 		return MATCH_UNDEFINED;
 	if (entry->code != NULL)
-		return search_pcre2(cache, entry->code);
+		return search_pcre2(cache, entry, work);
 	return backtrack_search(entry->program, cache->text.units,
-							cache->text.length, cache->source);
+							cache->text.length, cache->source, work);
 }

@@ -14,6 +14,7 @@
 
 #include "arena.h"
 #include "engine.h"
+#include "work.h"
 
 typedef enum MatchResult
 {
@@ -32,8 +33,11 @@ typedef struct MatchCache MatchCache;
 extern MatchCache *match_cache_create(const ArenaSource *source);
 extern void match_cache_destroy(MatchCache *cache);
 
-/* Whether pattern is found in text; MATCH_UNDEFINED also without memory. */
+/*
+ * Whether pattern is found in text; MATCH_UNDEFINED also without memory, and
+ * if the work was stopped.
+ */
 extern MatchResult match_search(MatchCache *cache, EngineText text,
-								EngineText pattern);
+								EngineText pattern, Work *work);
 
 #endif /* ABSMARTLY_ENGINE_MATCH_H */

@@ -300,6 +300,26 @@ is_digit(char character)
 	return character >= '0' && character <= '9';
 }
 
+/* What the piece of a text that starts there costs. */
+static uint64_t
+piece_cost(size_t length, size_t at)
+{
+	return length - at < WORK_PIECE ? length - at : WORK_PIECE;
+}
+
+/* Bytes of the blanks that text begins with. */
+static size_t
+blanks_at_start(const char *text, size_t length, Work *work)
+{
+	size_t at = 0;
+	size_t blank;
+
+	while ((blank = text_blank_length(text + at, length - at)) > 0 &&
+		   work_goes_on(work, 1))
+		at += blank;
+	return at;
+}
+
 /*
  * Reads the longest decimal number without a sign at the start of text:
  * digits with or without a point, and an exponent if it is complete.  Returns
@@ -311,7 +331,7 @@ is_digit(char character)
  * strtod().
  */
 static size_t
-read_decimal(const char *text, size_t length, double *number)
+read_decimal(const char *text, size_t length, double *number, Work *work)
 {
 	char digits[MAX_DIGITS + 24];
 	int count = 0; /* digits collected, without leading zeros */
@@ -327,6 +347,8 @@ read_decimal(const char *text, size_t length, double *number)
 	{
 		char character = text[at];
 
+		if (at % WORK_PIECE == 0 && !work_goes_on(work, piece_cost(length, at)))
+			return 0;
 		if (character == '.' && !after_point)
 		{
 			after_point = true;
@@ -367,6 +389,9 @@ read_decimal(const char *text, size_t length, double *number)
 		{
 			for (; at < length && is_digit(text[at]); at++)
 			{
+				if (at % WORK_PIECE == 0 &&
+					!work_goes_on(work, piece_cost(length, at)))
+					return 0;
 				if (given < INT64_MAX / 100)
 					given = given * 10 + (text[at] - '0');
 			}
@@ -404,23 +429,20 @@ read_decimal(const char *text, size_t length, double *number)
 }
 
 bool
-number_parse_prefix(const char *text, size_t length, double *number)
+number_parse_prefix(const char *text, size_t length, double *number, Work *work)
 {
 	bool negative = false;
-	size_t blank;
+	size_t blanks = blanks_at_start(text, length, work);
 
-	while ((blank = text_blank_length(text, length)) > 0)
-	{
-		text += blank;
-		length -= blank;
-	}
+	text += blanks;
+	length -= blanks;
 	if (length > 0 && (text[0] == '+' || text[0] == '-'))
 	{
 		negative = text[0] == '-';
 		text++;
 		length--;
 	}
-	if (read_decimal(text, length, number) == 0 || isinf(*number))
+	if (read_decimal(text, length, number, work) == 0 || isinf(*number))
 		return false;
 	if (negative)
 		*number = -*number;
@@ -444,7 +466,8 @@ digit_value(char character)
  * Reads digits of base 2^bits, all of text, rounding to nearest, ties to even.
  */
 static bool
-read_binary(const char *text, size_t length, unsigned bits, double *number)
+read_binary(const char *text, size_t length, unsigned bits, double *number,
+			Work *work)
 {
 	uint64_t mantissa = 0; /* the 60 or so highest bits */
 	bool more = false; /* some lower bit is set */
@@ -457,6 +480,8 @@ read_binary(const char *text, size_t length, unsigned bits, double *number)
 	{
 		unsigned digit = digit_value(text[at]);
 
+		if (at % WORK_PIECE == 0 && !work_goes_on(work, piece_cost(length, at)))
+			return false;
 		if (digit >= 1U << bits)
 			return false;
 		if (mantissa < UINT64_C(1) << 59)
@@ -477,10 +502,10 @@ read_binary(const char *text, size_t length, unsigned bits, double *number)
 }
 
 bool
-number_parse_whole(const char *text, size_t length, double *number)
+number_parse_whole(const char *text, size_t length, double *number, Work *work)
 {
 	static const char infinity[] = "Infinity";
-	EngineText rest = text_trim(text, length);
+	EngineText rest = text_trim(text, length, work);
 	bool negative = false;
 
 	if (rest.length == 0)
@@ -499,7 +524,8 @@ number_parse_whole(const char *text, size_t length, double *number)
 		else if (rest.data[1] == 'b' || rest.data[1] == 'B')
 			bits = 1;
 		if (bits != 0)
-			return read_binary(rest.data + 2, rest.length - 2, bits, number);
+			return read_binary(rest.data + 2, rest.length - 2, bits, number,
+							   work);
 	}
 	if (rest.data[0] == '+' || rest.data[0] == '-')
 	{
@@ -511,7 +537,7 @@ number_parse_whole(const char *text, size_t length, double *number)
 		memcmp(rest.data, infinity, rest.length) == 0)
 		*number = HUGE_VAL;
 	else if (rest.length == 0 ||
-			 read_decimal(rest.data, rest.length, number) != rest.length)
+			 read_decimal(rest.data, rest.length, number, work) != rest.length)
 		return false;
 	if (negative)
 		*number = -*number;
@@ -554,17 +580,14 @@ text_blank_length(const char *text, size_t length)
 }
 
 EngineText
-text_trim(const char *text, size_t length)
+text_trim(const char *text, size_t length, Work *work)
 {
 	EngineText result;
-	size_t blank;
+	size_t blank = blanks_at_start(text, length, work);
 
-	while ((blank = text_blank_length(text, length)) > 0)
-	{
-		text += blank;
-		length -= blank;
-	}
-	while (length > 0)
+	text += blank;
+	length -= blank;
+	while (length > 0 && work_goes_on(work, 1))
 	{
 		/* a blank of 1, 2 or 3 bytes that ends where the text ends */
 		for (blank = 1; blank <= 3 && blank <= length; blank++)

@@ -6,6 +6,7 @@
 #define ABSMARTLY_ENGINE_NUMBER_H
 
 #include "engine.h"
+#include "work.h"
 
 /*
  * Number(text).toFixed(decimals) for decimals 0..15: correctly rounded from
@@ -19,19 +20,20 @@ extern size_t number_to_fixed(double number, int decimals, char *buffer);
 extern size_t number_to_shortest(double number, char *buffer);
 
 /* parseFloat(): longest prefix; false: none, or not finite. */
-extern bool number_parse_prefix(const char *text, size_t length,
-								double *number);
+extern bool number_parse_prefix(const char *text, size_t length, double *number,
+								Work *work);
 
 /*
  * Number(): the whole text, blanks around it allowed, "" is 0, prefixes 0x,
  * 0o, 0b; false: NaN.  "Infinity" gives an infinite double.
  */
-extern bool number_parse_whole(const char *text, size_t length, double *number);
+extern bool number_parse_whole(const char *text, size_t length, double *number,
+							   Work *work);
 
 /*
  * Cuts the blanks of protocol 3 (JavaScript's white space) from both ends.
  */
-extern EngineText text_trim(const char *text, size_t length);
+extern EngineText text_trim(const char *text, size_t length, Work *work);
 
 /* Bytes of a blank that starts at text, 0 if there is none. */
 extern size_t text_blank_length(const char *text, size_t length);

@@ -9,6 +9,9 @@
 
 #include <string.h>
 
+/* What a part costs, apart from its length */
+#define PART_COST 32
+
 /*
  * Takes the text up to the next separator off rest; false when nothing is
  * left.  An empty text has one empty part, as when JavaScript splits it: the
@@ -35,42 +38,48 @@ next_part(EngineText *rest, EngineText *part)
 }
 
 static bool
-is_numeric(EngineText part)
+is_numeric(EngineText part, Work *work)
 {
 	size_t at;
 
 	for (at = 0; at < part.length; at++)
 	{
+		if (at % WORK_PIECE == 0 && !work_goes_on(work, WORK_PIECE))
+			return false;
 		if (part.data[at] < '0' || part.data[at] > '9')
 			return false;
 	}
 	return part.length > 0;
 }
 
-static int
-compare_part(EngineText left, EngineText right)
+/* A number without the zeros in front of it. */
+static EngineText
+skip_zeros(EngineText number, Work *work)
 {
-	bool left_numeric = is_numeric(left);
-	bool right_numeric = is_numeric(right);
+	while (number.length > 1 && number.data[0] == '0' && work_goes_on(work, 1))
+	{
+		number.data++;
+		number.length--;
+	}
+	return number;
+}
+
+static int
+compare_part(EngineText left, EngineText right, Work *work)
+{
+	bool left_numeric = is_numeric(left, work);
+	bool right_numeric = is_numeric(right, work);
 
 	if (left_numeric != right_numeric)
 		return left_numeric ? -1 : 1;
 	if (left_numeric)
 	{
-		while (left.length > 1 && left.data[0] == '0')
-		{
-			left.data++;
-			left.length--;
-		}
-		while (right.length > 1 && right.data[0] == '0')
-		{
-			right.data++;
-			right.length--;
-		}
+		left = skip_zeros(left, work);
+		right = skip_zeros(right, work);
 		if (left.length != right.length)
 			return left.length < right.length ? -1 : 1;
 	}
-	return value_compare_text(left, right);
+	return value_compare_text(left, right, work);
 }
 
 /*
@@ -112,7 +121,7 @@ split_version(EngineText version, EngineText *core, EngineText *pre)
 }
 
 ValueOrder
-semver_compare(EngineText left, EngineText right)
+semver_compare(EngineText left, EngineText right, Work *work)
 {
 	static const EngineText zero = {"0", 1};
 	EngineText left_pre;
@@ -127,19 +136,19 @@ semver_compare(EngineText left, EngineText right)
 		!split_version(right, &right, &right_pre))
 		return VALUE_INCOMPARABLE;
 
-	while (order == 0)
+	while (order == 0 && work_goes_on(work, PART_COST))
 	{
 		left_more = next_part(&left, &left_part);
 		right_more = next_part(&right, &right_part);
 		if (!left_more && !right_more)
 			break;
 		order = compare_part(left_more ? left_part : zero,
-							 right_more ? right_part : zero);
+							 right_more ? right_part : zero, work);
 	}
 
 	if (order == 0 && (left_pre.data == NULL) != (right_pre.data == NULL))
 		order = left_pre.data == NULL ? 1 : -1;
-	while (order == 0)
+	while (order == 0 && work_goes_on(work, PART_COST))
 	{
 		left_more = next_part(&left_pre, &left_part);
 		right_more = next_part(&right_pre, &right_part);
@@ -148,7 +157,7 @@ semver_compare(EngineText left, EngineText right)
 		if (left_more != right_more)
 			order = left_more ? 1 : -1;
 		else
-			order = compare_part(left_part, right_part);
+			order = compare_part(left_part, right_part, work);
 	}
 	return order < 0 ? VALUE_LESS : order > 0 ? VALUE_GREATER : VALUE_EQUAL;
 }

@@ -9,6 +9,6 @@
 #include "value.h"
 
 /* VALUE_INCOMPARABLE where a side is empty or has no core. */
-extern ValueOrder semver_compare(EngineText left, EngineText right);
+extern ValueOrder semver_compare(EngineText left, EngineText right, Work *work);
 
 #endif /* ABSMARTLY_ENGINE_SEMVER_H */

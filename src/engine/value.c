@@ -9,6 +9,9 @@
 
 #include "number.h"
 
+/* What an element or a member costs, apart from its length */
+#define ITEM_COST 16
+
 static uint32_t
 json_count(const Value *container)
 {
@@ -26,21 +29,37 @@ json_element_value(const Value *array, uint32_t index, Value *result)
 	return true;
 }
 
+static EngineText
+node_text(const JsonNode *node)
+{
+	EngineText text = {json_text(node), node->count};
+
+	return text;
+}
+
 static bool
 json_member(const Value *object, const char *name, size_t length, Value *result)
 {
 	const JsonNode *node = object->u.container.node;
-	const JsonNode *member = json_element(node, 0);
-	uint32_t index;
+	EngineText wanted = {name, length};
+	uint32_t low = 0;
+	uint32_t high = node->count;
 
-	for (index = 0; index < node->count; index++, member += 2)
+	while (low < high)
 	{
-		if (member->count == length &&
-			memcmp(json_text(member), name, length) == 0)
+		uint32_t middle = low + (high - low) / 2;
+		int order = json_compare_names(
+			wanted, node_text(json_member_name(node, middle)));
+
+		if (order == 0)
 		{
-			value_from_json(member + 1, result);
+			value_from_json(json_member_value(node, middle), result);
 			return true;
 		}
+		if (order < 0)
+			high = middle;
+		else
+			low = middle + 1;
 	}
 	return false;
 }
@@ -52,8 +71,7 @@ json_member_at(const Value *object, uint32_t index, EngineText *name,
 	const JsonNode *node = object->u.container.node;
 	const JsonNode *member = json_member_name(node, index);
 
-	name->data = json_text(member);
-	name->length = member->count;
+	*name = node_text(member);
 	value_from_json(member + 1, result);
 }
 
@@ -122,7 +140,7 @@ value_to_boolean(const Value *value)
 }
 
 bool
-value_to_number(const Value *value, double *number)
+value_to_number(const Value *value, double *number, Work *work)
 {
 	switch (value->kind)
 	{
@@ -134,7 +152,7 @@ value_to_number(const Value *value, double *number)
 			return true;
 		case VALUE_STRING:
 			return number_parse_prefix(value->u.string.data,
-									   value->u.string.length, number);
+									   value->u.string.length, number, work);
 		case VALUE_NULL:
 		case VALUE_ARRAY:
 		case VALUE_OBJECT:
@@ -182,15 +200,22 @@ value_to_string(const Value *value, char *buffer, EngineText *text)
  * EE and EF).
  */
 int
-value_compare_text(EngineText left, EngineText right)
+value_compare_text(EngineText left, EngineText right, Work *work)
 {
 	size_t common = left.length < right.length ? left.length : right.length;
 	size_t at = 0;
 	unsigned char a;
 	unsigned char b;
 
-	if (common > 0 && memcmp(left.data, right.data, common) == 0)
-		at = common;
+	while (at < common)
+	{
+		size_t piece = common - at < WORK_PIECE ? common - at : WORK_PIECE;
+
+		if (!work_goes_on(work, piece / WORK_BYTES) ||
+			memcmp(left.data + at, right.data + at, piece) != 0)
+			break;
+		at += piece;
+	}
 	while (at < common && left.data[at] == right.data[at])
 		at++;
 	if (at == common)
@@ -204,43 +229,162 @@ value_compare_text(EngineText left, EngineText right)
 	return a < b ? -1 : 1;
 }
 
-EngineStatus
-value_deep_equal(const Value *left, const Value *right, StackCheck stack_ok,
-				 bool *equal)
+static bool
+texts_equal(EngineText left, EngineText right, Work *work)
 {
-	const ValueOps *left_ops;
-	const ValueOps *right_ops;
-	uint32_t count;
+	return left.length == right.length &&
+		   value_compare_text(left, right, work) == 0;
+}
+
+/*
+ * Substring search in linear time, whatever the texts are: the algorithm of
+ * Crochemore and Perrin ("Two-way string-matching", 1991), which needs no
+ * memory.  The needle is cut where it has a period only as a whole; its right
+ * part is compared forwards, then its left part backwards.
+ */
+
+/*
+ * The start of the largest suffix of the needle in the order of bytes, or in
+ * the opposite one, and the suffix's period.
+ */
+static size_t
+largest_suffix(EngineText needle, bool opposite, size_t *period, Work *work)
+{
+	size_t start = 0;
+	size_t candidate = 1;
+	size_t length = 0; /* so many bytes are equal */
+
+	*period = 1;
+	while (candidate + length < needle.length && work_goes_on(work, 1))
+	{
+		unsigned char new_byte =
+			(unsigned char) needle.data[candidate + length];
+		unsigned char old_byte = (unsigned char) needle.data[start + length];
+
+		if (new_byte == old_byte)
+		{
+			if (++length == *period)
+			{
+				candidate += length;
+				length = 0;
+			}
+		}
+		else if ((new_byte < old_byte) != opposite)
+		{
+			/* the candidate is smaller: so far all is one period */
+			candidate += length + 1;
+			length = 0;
+			*period = candidate - start;
+		}
+		else
+		{
+			start = candidate++;
+			length = 0;
+			*period = 1;
+		}
+	}
+	return start;
+}
+
+static bool
+contains_long(EngineText haystack, EngineText needle, Work *work)
+{
+	size_t period;
+	size_t other_period;
+	size_t cut = largest_suffix(needle, false, &period, work);
+	size_t other_cut = largest_suffix(needle, true, &other_period, work);
+	size_t last = haystack.length - needle.length;
+	size_t known = 0; /* bytes of the needle known to match */
+	size_t at = 0;
+	bool periodic;
+
+	if (other_cut > cut)
+	{
+		cut = other_cut;
+		period = other_period;
+	}
+	periodic = cut + period <= needle.length &&
+			   memcmp(needle.data, needle.data + period, cut) == 0;
+	if (!periodic)
+		period = (cut > needle.length - cut ? cut : needle.length - cut) + 1;
+
+	while (at <= last)
+	{
+		const char *place = haystack.data + at;
+		size_t right = cut > known ? cut : known;
+		size_t left = cut;
+
+		while (right < needle.length && needle.data[right] == place[right])
+		{
+			if (!work_goes_on(work, 1))
+				return false;
+			right++;
+		}
+		if (right < needle.length)
+		{
+			at += right - cut + 1;
+			known = 0;
+		}
+		else
+		{
+			while (left > known && needle.data[left - 1] == place[left - 1])
+			{
+				if (!work_goes_on(work, 1))
+					return false;
+				left--;
+			}
+			if (left <= known)
+				return true;
+			at += period;
+			known = periodic ? needle.length - period : 0;
+		}
+		if (!work_goes_on(work, 1))
+			return false;
+	}
+	return false;
+}
+
+/*
+ * Short needles, nearly all, are left to memmem(), in pieces of the haystack
+ * that overlap by as much as a needle that lies across may need.
+ */
+bool
+text_contains(EngineText haystack, EngineText needle, Work *work)
+{
+	size_t at = 0;
+
+	if (needle.length == 0)
+		return true;
+	if (needle.length > haystack.length)
+		return false;
+	if (needle.length > WORK_PIECE / 8)
+		return contains_long(haystack, needle, work);
+	for (;;)
+	{
+		size_t length = haystack.length - at;
+
+		if (length > WORK_PIECE + needle.length)
+			length = WORK_PIECE + needle.length;
+		if (!work_goes_on(work, length))
+			return false;
+		if (memmem(haystack.data + at, length, needle.data, needle.length) !=
+			NULL)
+			return true;
+		if (at + length == haystack.length)
+			return false;
+		at += WORK_PIECE;
+	}
+}
+
+/* Elements, or members with their names, one by one. */
+static EngineStatus
+containers_equal(const Value *left, const Value *right, Work *work, bool *equal)
+{
+	const ValueOps *left_ops = left->u.container.ops;
+	const ValueOps *right_ops = right->u.container.ops;
+	uint32_t count = left_ops->count(left);
 	uint32_t index;
 
-	*equal = false;
-	if (left->kind != right->kind)
-		return ENGINE_OK;
-	switch (left->kind)
-	{
-		case VALUE_NULL:
-			*equal = true;
-			return ENGINE_OK;
-		case VALUE_BOOLEAN:
-			*equal = left->u.boolean == right->u.boolean;
-			return ENGINE_OK;
-		case VALUE_NUMBER:
-			*equal = left->u.number == right->u.number;
-			return ENGINE_OK;
-		case VALUE_STRING:
-			*equal = left->u.string.length == right->u.string.length &&
-					 value_compare_text(left->u.string, right->u.string) == 0;
-			return ENGINE_OK;
-		case VALUE_ARRAY:
-		case VALUE_OBJECT:
-			break;
-	}
-
-	if (stack_ok != NULL && !stack_ok())
-		return ENGINE_STACK;
-	left_ops = left->u.container.ops;
-	right_ops = right->u.container.ops;
-	count = left_ops->count(left);
 	if (count != right_ops->count(right))
 		return ENGINE_OK;
 	for (index = 0; index < count; index++)
@@ -250,6 +394,8 @@ value_deep_equal(const Value *left, const Value *right, StackCheck stack_ok,
 		EngineStatus status;
 		bool same;
 
+		if (!work_goes_on(work, ITEM_COST))
+			return ENGINE_INTERRUPTED;
 		if (left->kind == VALUE_ARRAY)
 		{
 			if (!left_ops->element(left, index, &left_item) ||
@@ -258,14 +404,16 @@ value_deep_equal(const Value *left, const Value *right, StackCheck stack_ok,
 		}
 		else
 		{
-			EngineText name;
+			EngineText left_name;
+			EngineText right_name;
 
-			/* names are unique, so one direction and the count suffice */
-			left_ops->member_at(left, index, &name, &left_item);
-			if (!right_ops->member(right, name.data, name.length, &right_item))
+			/* both in one order: equal objects have equal names everywhere */
+			left_ops->member_at(left, index, &left_name, &left_item);
+			right_ops->member_at(right, index, &right_name, &right_item);
+			if (!texts_equal(left_name, right_name, work))
 				return ENGINE_OK;
 		}
-		status = value_deep_equal(&left_item, &right_item, stack_ok, &same);
+		status = value_deep_equal(&left_item, &right_item, work, &same);
 		if (status != ENGINE_OK || !same)
 			return status;
 	}
@@ -274,13 +422,76 @@ value_deep_equal(const Value *left, const Value *right, StackCheck stack_ok,
 }
 
 EngineStatus
-value_compare(const Value *left, const Value *right, StackCheck stack_ok,
-			  ValueOrder *order)
+value_deep_equal(const Value *left, const Value *right, Work *work, bool *equal)
+{
+	*equal = false;
+	if (left->kind != right->kind)
+		return ENGINE_OK;
+	switch (left->kind)
+	{
+		case VALUE_NULL:
+			*equal = true;
+			break;
+		case VALUE_BOOLEAN:
+			*equal = left->u.boolean == right->u.boolean;
+			break;
+		case VALUE_NUMBER:
+			*equal = left->u.number == right->u.number;
+			break;
+		case VALUE_STRING:
+			*equal = texts_equal(left->u.string, right->u.string, work);
+			break;
+		case VALUE_ARRAY:
+		case VALUE_OBJECT:
+			if (!work_has_stack(work))
+				return ENGINE_STACK;
+			return containers_equal(left, right, work, equal);
+	}
+	return work->stopped ? ENGINE_INTERRUPTED : ENGINE_OK;
+}
+
+void
+compared_value_init(ComparedValue *compared, const Value *value)
+{
+	compared->value = value;
+	compared->has_number = false;
+	compared->has_text = false;
+}
+
+static bool
+compared_number(ComparedValue *compared, Work *work, double *number)
+{
+	if (!compared->has_number)
+	{
+		compared->is_number =
+			value_to_number(compared->value, &compared->number, work);
+		compared->has_number = true;
+	}
+	*number = compared->number;
+	return compared->is_number;
+}
+
+static bool
+compared_text(ComparedValue *compared, EngineText *text)
+{
+	if (!compared->has_text)
+	{
+		compared->is_text =
+			value_to_string(compared->value, compared->buffer, &compared->text);
+		compared->has_text = true;
+	}
+	*text = compared->text;
+	return compared->is_text;
+}
+
+EngineStatus
+value_compare_with(const Value *left, ComparedValue *right, Work *work,
+				   ValueOrder *order)
 {
 	*order = VALUE_INCOMPARABLE;
-	if (left->kind == VALUE_NULL || right->kind == VALUE_NULL)
+	if (left->kind == VALUE_NULL || right->value->kind == VALUE_NULL)
 	{
-		if (left->kind == right->kind)
+		if (left->kind == right->value->kind)
 			*order = VALUE_EQUAL;
 		return ENGINE_OK;
 	}
@@ -290,7 +501,7 @@ value_compare(const Value *left, const Value *right, StackCheck stack_ok,
 		{
 			double number;
 
-			if (value_to_number(right, &number))
+			if (compared_number(right, work, &number))
 				*order = left->u.number < number   ? VALUE_LESS
 						 : left->u.number > number ? VALUE_GREATER
 												   : VALUE_EQUAL;
@@ -298,22 +509,23 @@ value_compare(const Value *left, const Value *right, StackCheck stack_ok,
 		}
 		case VALUE_STRING:
 		{
-			char buffer[VALUE_NUMBER_TEXT];
 			EngineText text;
 
-			if (value_to_string(right, buffer, &text))
-				*order = (ValueOrder) value_compare_text(left->u.string, text);
+			if (compared_text(right, &text))
+				*order =
+					(ValueOrder) value_compare_text(left->u.string, text, work);
 			break;
 		}
 		case VALUE_BOOLEAN:
-			*order = (ValueOrder) (left->u.boolean - value_to_boolean(right));
+			*order =
+				(ValueOrder) (left->u.boolean - value_to_boolean(right->value));
 			break;
 		case VALUE_ARRAY:
 		case VALUE_OBJECT:
 		{
 			bool equal;
 			EngineStatus status =
-				value_deep_equal(left, right, stack_ok, &equal);
+				value_deep_equal(left, right->value, work, &equal);
 
 			if (status != ENGINE_OK)
 				return status;
@@ -324,5 +536,15 @@ value_compare(const Value *left, const Value *right, StackCheck stack_ok,
 		case VALUE_NULL:
 			break;
 	}
-	return ENGINE_OK;
+	return work->stopped ? ENGINE_INTERRUPTED : ENGINE_OK;
+}
+
+EngineStatus
+value_compare(const Value *left, const Value *right, Work *work,
+			  ValueOrder *order)
+{
+	ComparedValue compared;
+
+	compared_value_init(&compared, right);
+	return value_compare_with(left, &compared, work, order);
 }

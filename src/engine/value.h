@@ -6,12 +6,16 @@
  * refer to memory of their owner (a jsonb datum, a snapshot, an arena).
  * Containers are read through a table of accessors: json_value_ops over the
  * engine's own tree, another one over jsonb in place (src/sql/jsonb_value.c).
+ *
+ * The members of an object are in order: by the length of their names, names
+ * of one length by their bytes.  So jsonb has them, and json_copy().
  */
 #ifndef ABSMARTLY_ENGINE_VALUE_H
 #define ABSMARTLY_ENGINE_VALUE_H
 
 #include "engine.h"
 #include "json.h"
+#include "work.h"
 
 typedef enum ValueKind
 {
@@ -25,7 +29,10 @@ typedef enum ValueKind
 
 typedef struct Value Value;
 
-/* How to read a container.  None of these may raise or keep memory. */
+/*
+ * How to read a container.  None of these may raise or keep memory, or take
+ * longer than some steps for each doubling of the container's size.
+ */
 typedef struct ValueOps
 {
 	/* number of elements or members */
@@ -35,7 +42,7 @@ typedef struct ValueOps
 	/* member by name; false if there is none */
 	bool (*member)(const Value *object, const char *name, size_t length,
 				   Value *result);
-	/* index-th member in the container's own order; index < count */
+	/* index-th member in the order of names; index < count */
 	void (*member_at)(const Value *object, uint32_t index, EngineText *name,
 					  Value *result);
 } ValueOps;
@@ -59,11 +66,8 @@ struct Value
 
 extern const ValueOps json_value_ops;
 
-/* The value of a tree, which must outlive it. */
+/* The value of a tree made by json_copy(), which must outlive it. */
 extern void value_from_json(const JsonNode *node, Value *value);
-
-/* Whether there is stack left for a recursion; NULL: always. */
-typedef bool (*StackCheck)(void);
 
 /* The result of a comparison (protocol 6, "compare"). */
 typedef enum ValueOrder
@@ -80,7 +84,7 @@ typedef enum ValueOrder
 extern bool value_to_boolean(const Value *value);
 
 /* false: not convertible */
-extern bool value_to_number(const Value *value, double *number);
+extern bool value_to_number(const Value *value, double *number, Work *work);
 
 /*
  * false: not convertible.  The text refers to the value's own string, to a
@@ -88,13 +92,41 @@ extern bool value_to_number(const Value *value, double *number);
  */
 extern bool value_to_string(const Value *value, char *buffer, EngineText *text);
 
-/* ENGINE_STACK if the values are nested too deep for the stack. */
+/*
+ * ENGINE_STACK if the values are nested too deep for the stack,
+ * ENGINE_INTERRUPTED if the work was stopped.
+ */
 extern EngineStatus value_compare(const Value *left, const Value *right,
-								  StackCheck stack_ok, ValueOrder *order);
+								  Work *work, ValueOrder *order);
 extern EngineStatus value_deep_equal(const Value *left, const Value *right,
-									 StackCheck stack_ok, bool *equal);
+									 Work *work, bool *equal);
+
+/*
+ * A value that many others are compared with: what it converts to is found out
+ * once.
+ */
+typedef struct ComparedValue
+{
+	const Value *value;
+	bool has_number; /* number and is_number are known */
+	bool is_number;
+	bool has_text; /* text and is_text are known */
+	bool is_text;
+	double number;
+	EngineText text;
+	char buffer[VALUE_NUMBER_TEXT];
+} ComparedValue;
+
+extern void compared_value_init(ComparedValue *compared, const Value *value);
+
+/* value_compare() with it on the right. */
+extern EngineStatus value_compare_with(const Value *left, ComparedValue *right,
+									   Work *work, ValueOrder *order);
 
 /* Compares UTF-8 texts in the order of their UTF-16 code units. */
-extern int value_compare_text(EngineText left, EngineText right);
+extern int value_compare_text(EngineText left, EngineText right, Work *work);
+
+/* Whether needle is a part of haystack. */
+extern bool text_contains(EngineText haystack, EngineText needle, Work *work);
 
 #endif /* ABSMARTLY_ENGINE_VALUE_H */

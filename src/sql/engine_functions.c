@@ -8,6 +8,7 @@
 
 #include "catalog/pg_type.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -20,6 +21,12 @@
 #include "sql/evaluation.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
+
+/*
+ * Long text is worked on in pieces of so many bytes, of which base64 makes
+ * whole groups.
+ */
+#define PIECE ((size_t) 3 * 65536)
 
 /*
  * The last expression that a call site compiled, usually the only one.
@@ -40,7 +47,16 @@ protocol_bytes(const text *string)
 										 utf8.length + utf8.length / 2 + 1);
 	EngineText result = {bytes, 0};
 
-	result.length = utf16_unit_bytes(utf8.data, utf8.length, bytes);
+	while (utf8.length > 0)
+	{
+		size_t piece = utf8_piece(utf8.data, utf8.length, PIECE);
+
+		CHECK_FOR_INTERRUPTS();
+		result.length +=
+			utf16_unit_bytes(utf8.data, piece, bytes + result.length);
+		utf8.data += piece;
+		utf8.length -= piece;
+	}
 	return result;
 }
 
@@ -62,8 +78,16 @@ absmartly_hash_unit_text(PG_FUNCTION_ARGS)
 {
 	EngineText utf8 = text_datum_to_utf8(PG_GETARG_TEXT_PP(0));
 	UnitHash hash;
+	Work work;
 
-	unit_hash(utf8.data, utf8.length, &hash);
+	if (likely(utf8.length <= PIECE))
+		unit_hash(utf8.data, utf8.length, &hash);
+	else
+	{
+		evaluation_work_begin(&work);
+		if (!unit_hash_long(utf8.data, utf8.length, &hash, &work))
+			evaluation_raise(ENGINE_INTERRUPTED);
+	}
 	PG_RETURN_TEXT_P(hash_text(&hash));
 }
 
@@ -293,13 +317,23 @@ base64url(const char *data, size_t length)
 {
 	size_t size = base64url_length(length);
 	text *result;
+	char *to;
 
 	if (size > MaxAllocSize - VARHDRSZ)
 		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 						errmsg("result is too large")));
 	result = palloc(size + VARHDRSZ);
 	SET_VARSIZE(result, size + VARHDRSZ);
-	base64url_encode(data, length, VARDATA(result));
+	to = VARDATA(result);
+	while (length > 0)
+	{
+		size_t piece = Min(length, PIECE);
+
+		CHECK_FOR_INTERRUPTS();
+		to += base64url_encode(data, piece, to);
+		data += piece;
+		length -= piece;
+	}
 	return result;
 }
 
@@ -360,6 +394,10 @@ absmartly_utf8_bytes(PG_FUNCTION_ARGS)
 	ARR_LBOUND(result)[0] = 1;
 	elements = (int32 *) ARR_DATA_PTR(result);
 	for (index = 0; index < bytes.length; index++)
+	{
+		if (index % PIECE == 0)
+			CHECK_FOR_INTERRUPTS();
 		elements[index] = (unsigned char) bytes.data[index];
+	}
 	PG_RETURN_ARRAYTYPE_P(result);
 }

@@ -6,6 +6,7 @@
 
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
+#include "storage/procsignal.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
@@ -126,9 +127,31 @@ stack_is_ok(void)
 	return !stack_is_too_deep();
 }
 
+/*
+ * Whether the statement is to end.  Where that cannot be served, it goes on.
+ * Like compiling, an evaluation must not let other processes wait for a
+ * barrier (context_interrupted() in data/store.c).
+ */
+static bool
+is_interrupted(void *context)
+{
+	if (likely(!InterruptPending))
+		return false;
+	if (ProcSignalBarrierPending)
+		ProcessProcSignalBarrier();
+	return INTERRUPTS_CAN_BE_PROCESSED() && compat_must_end();
+}
+
+void
+evaluation_work_begin(Work *work)
+{
+	work_begin(work, is_interrupted, NULL);
+	work->stack_ok = stack_is_ok;
+}
+
 /* The application's version: a number where it is one, and above 0. */
 static bool
-version_value(EngineText version, Value *value)
+version_value(EngineText version, Value *value, Work *work)
 {
 	size_t at;
 
@@ -141,7 +164,7 @@ version_value(EngineText version, Value *value)
 	{
 		value->kind = VALUE_NUMBER;
 		return number_parse_prefix(version.data, version.length,
-								   &value->u.number) &&
+								   &value->u.number, work) &&
 			   value->u.number > 0;
 	}
 	value->kind = VALUE_STRING;
@@ -175,7 +198,7 @@ add_system_attributes(Evaluation *evaluation, const DataTarget *target)
 	value.u.string.data = target->environment;
 	value.u.string.length = strlen(target->environment);
 	add_system_attribute(evaluation, "environment", &value);
-	if (version_value(version, &value))
+	if (version_value(version, &value, &evaluation->context.work))
 		add_system_attribute(evaluation, "app_version", &value);
 }
 
@@ -200,6 +223,7 @@ evaluation_begin(Evaluation *evaluation, const DataVersion *version,
 {
 	EvalContext *context = &evaluation->context;
 
+	evaluation_work_begin(&context->work);
 	context->variables.kind = VALUE_NULL;
 	if (has_attributes)
 		jsonb_to_value(
@@ -210,7 +234,6 @@ evaluation_begin(Evaluation *evaluation, const DataVersion *version,
 	if (system && version != NULL)
 		add_system_attributes(evaluation, &version->target);
 	context->matches = match_cache();
-	context->stack_ok = stack_is_ok;
 }
 
 void
@@ -227,12 +250,19 @@ evaluation_raise(EngineStatus status)
 								 "deep.")
 					 : errdetail("It may have up to %d levels.",
 								 ENGINE_MAX_DEPTH)));
-	/* work that was interrupted ends as if there were no memory */
-	if (status == ENGINE_NO_MEMORY)
-	{
+	if (status == ENGINE_TOO_LARGE)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("JSON text is too large"),
+						errdetail("It is longer, or has more values, than can "
+								  "be worked on.")));
+	/* work that was interrupted may end as if there were no memory */
+	if (status == ENGINE_NO_MEMORY || status == ENGINE_INTERRUPTED)
 		CHECK_FOR_INTERRUPTS();
+	if (status == ENGINE_INTERRUPTED)
+		ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
+						errmsg("canceling statement due to user request")));
+	if (status == ENGINE_NO_MEMORY)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	}
 	elog(ERROR, "unexpected status %d of the engine", (int) status);
 }

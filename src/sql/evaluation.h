@@ -119,6 +119,12 @@ extern void evaluation_begin(Evaluation *evaluation, const DataVersion *version,
 							 bool system, bool has_attributes,
 							 Datum attributes);
 
+/*
+ * For work outside of an evaluation, whose end the caller has to look at: it is
+ * stopped when the statement is to end.
+ */
+extern void evaluation_work_begin(Work *work);
+
 /* Raises what a status other than ENGINE_OK means. */
 pg_noreturn extern void evaluation_raise(EngineStatus status);
 

@@ -160,7 +160,7 @@ put_tree(Builder *builder, const char *key, const JsonNode *tree)
 	status = host.store_json(host.context, tree, &bytes, &length);
 	/* an interrupt looks like a want of memory */
 	CHECK_FOR_INTERRUPTS();
-	if (status == ENGINE_NO_MEMORY)
+	if (status == ENGINE_NO_MEMORY || status == ENGINE_INTERRUPTED)
 		evaluation_raise(status);
 	if (status == ENGINE_OK)
 		put_jsonb(builder, key, bytes);

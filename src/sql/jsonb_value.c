@@ -10,6 +10,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "miscadmin.h"
 #include "utils/builtins.h"
 
 #include "data/store.h"
@@ -580,6 +581,7 @@ convert_texts(const Jsonb *jsonb, TextConversion conversion)
 
 	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
 	{
+		CHECK_FOR_INTERRUPTS();
 		if ((token == WJB_KEY || token == WJB_VALUE || token == WJB_ELEM) &&
 			value.type == jbvString)
 		{
@@ -611,6 +613,7 @@ texts_are_ascii(const Jsonb *jsonb)
 
 	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
 	{
+		CHECK_FOR_INTERRUPTS();
 		if ((token == WJB_KEY || token == WJB_VALUE || token == WJB_ELEM) &&
 			value.type == jbvString &&
 			!text_is_ascii(value.val.string.val, (size_t) value.val.string.len))

@@ -8,6 +8,8 @@
 #include "utils/builtins.h"
 
 #include "data/store.h"
+#include "engine/number.h"
+#include "sql/evaluation.h"
 #include "sql/text.h"
 
 bool
@@ -77,15 +79,32 @@ text_data_argument(Datum datum, size_t most, const char *hint)
 	return text_datum_to_utf8(DatumGetTextPP(datum));
 }
 
-size_t
-text_characters(EngineText utf8)
+EngineText
+text_trimmed(EngineText utf8)
+{
+	EngineText result;
+	Work work;
+
+	evaluation_work_begin(&work);
+	result = text_trim(utf8.data, utf8.length, &work);
+	if (unlikely(work.stopped))
+		evaluation_raise(ENGINE_INTERRUPTED);
+	return result;
+}
+
+bool
+text_is_longer(EngineText utf8, size_t characters)
 {
 	size_t count = 0;
 	size_t at;
 
+	if (utf8.length <= characters)
+		return false;
+	if (utf8.length > 4 * characters)
+		return true;
 	for (at = 0; at < utf8.length; at++)
 		count += (utf8.data[at] & 0xC0) != 0x80;
-	return count;
+	return count > characters;
 }
 
 char *

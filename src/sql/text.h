@@ -40,8 +40,11 @@ extern EngineText text_from_utf8(const char *data, size_t length);
 /* The contents of a text datum with a header of any kind, as UTF-8. */
 extern EngineText text_datum_to_utf8(const text *datum);
 
-/* Characters in UTF-8 text. */
-extern size_t text_characters(EngineText utf8);
+/* UTF-8 text without the blanks around it. */
+extern EngineText text_trimmed(EngineText utf8);
+
+/* Whether UTF-8 text has more than so many characters. */
+extern bool text_is_longer(EngineText utf8, size_t characters);
 
 /* UTF-8 text for a message: never raises, palloc'd. */
 extern char *text_for_message(EngineText utf8);

@@ -683,12 +683,11 @@ static void
 hash_text_unit(TrackedRow *row, const TrackUnit *unit, Datum value,
 			   uint8 *digest)
 {
-	EngineText uid = text_datum_to_utf8(DatumGetTextPP(value));
+	EngineText uid = text_trimmed(text_datum_to_utf8(DatumGetTextPP(value)));
 
-	uid = text_trim(uid.data, uid.length);
 	if (uid.length == 0)
 		report_wrong_unit(row, unit, "is blank");
-	if (uid.length > ENGINE_MAX_UID && text_characters(uid) > ENGINE_MAX_UID)
+	if (text_is_longer(uid, ENGINE_MAX_UID))
 		report_wrong_unit(row, unit, "is too long");
 	unit_digest(uid.data, uid.length, digest);
 }

@@ -161,16 +161,13 @@ read_text(const char *name, size_t name_length, const char *data, size_t length,
 	}
 	else
 	{
-		EngineText utf8 = text_to_utf8(data, length);
-
-		value->text = text_trim(utf8.data, utf8.length);
+		value->text = text_trimmed(text_to_utf8(data, length));
 		if (value->text.length == 0)
 			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 							errmsg("%s must not be blank",
 								   unit_label(name, name_length))));
 	}
-	if (unlikely(value->text.length > ENGINE_MAX_UID) &&
-		text_characters(value->text) > ENGINE_MAX_UID)
+	if (unlikely(text_is_longer(value->text, ENGINE_MAX_UID)))
 		report_too_long(name, name_length);
 }
 

@@ -16,6 +16,7 @@
 #include "compile.h"
 #include "harness.h"
 #include "number.h"
+#include "tree_value.h"
 
 #define lengthof(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -24,6 +25,9 @@ static const char *vectors;
 /* Where tests take their memory; emptied after each of them. */
 static Arena arena;
 static MatchCache *matches;
+
+/* Work that nobody interrupts */
+static Work work;
 
 /* ----------
  * Small helpers
@@ -125,9 +129,9 @@ same_json(const JsonNode *left, const JsonNode *right)
 	Value right_value;
 	bool equal = false;
 
-	value_from_json(left, &left_value);
-	value_from_json(right, &right_value);
-	return value_deep_equal(&left_value, &right_value, NULL, &equal) ==
+	tree_value(left, &arena, &left_value);
+	tree_value(right, &arena, &right_value);
+	return value_deep_equal(&left_value, &right_value, &work, &equal) ==
 			   ENGINE_OK &&
 		   equal;
 }
@@ -180,7 +184,7 @@ hash_unit_node(const JsonNode *unit, UnitHash *hash)
 		unit_hash_number(unit->number, hash);
 	else
 	{
-		EngineText text = text_trim(json_text(unit), unit->count);
+		EngineText text = text_trim(json_text(unit), unit->count, &work);
 
 		unit_hash(text.data, text.length, hash);
 	}
@@ -348,7 +352,7 @@ client_eval(const Client *client, EvalContext *eval)
 {
 	memset(eval, 0, sizeof(*eval));
 	if (client->attributes != NULL)
-		value_from_json(client->attributes, &eval->variables);
+		tree_value(client->attributes, &arena, &eval->variables);
 	eval->system = client->system;
 	eval->nsystem = client->nsystem;
 	eval->matches = matches;
@@ -403,13 +407,13 @@ client_add_system(Client *client, const JsonNode *application,
 	if (!is_null(name))
 	{
 		next->name = text_of("application");
-		value_from_json(name, &next->value);
+		tree_value(name, &arena, &next->value);
 		next++;
 	}
 	if (!is_null(environment))
 	{
 		next->name = text_of("environment");
-		value_from_json(environment, &next->value);
+		tree_value(environment, &arena, &next->value);
 		next++;
 	}
 	if (version != NULL &&
@@ -417,7 +421,7 @@ client_add_system(Client *client, const JsonNode *application,
 		 (version->kind == JSON_NUMBER && version->number > 0)))
 	{
 		next->name = text_of("app_version");
-		value_from_json(version, &next->value);
+		tree_value(version, &arena, &next->value);
 		next++;
 	}
 	client->nsystem = (int) (next - client->system);

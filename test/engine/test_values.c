@@ -21,11 +21,15 @@
 #include "engine/semver.h"
 #include "engine/value.h"
 #include "harness.h"
+#include "tree_value.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 static Arena arena;
 static MatchCache *matches;
+
+/* Work that nobody interrupts */
+static Work work;
 
 /* A text from a literal, NUL bytes included */
 #define TEXT(literal) ((EngineText){(literal), sizeof(literal) - 1})
@@ -67,7 +71,7 @@ value_of(const char *json)
 {
 	Value value;
 
-	value_from_json(parse(json, strlen(json)), &value);
+	tree_value(parse(json, strlen(json)), &arena, &value);
 	return value;
 }
 
@@ -76,7 +80,7 @@ same_value(const Value *left, const Value *right)
 {
 	bool equal;
 
-	return value_deep_equal(left, right, NULL, &equal) == ENGINE_OK && equal;
+	return value_deep_equal(left, right, &work, &equal) == ENGINE_OK && equal;
 }
 
 static bool
@@ -90,6 +94,8 @@ never(void)
 {
 	return false;
 }
+
+static Work no_stack = {.stack_ok = never};
 
 /* ---------------------------------------------------------------------- */
 
@@ -113,8 +119,8 @@ check_conversion(const char *id, const JsonNode *test)
 	Value result;
 	char buffer[VALUE_NUMBER_TEXT];
 
-	value_from_json(json_get(test, "value"), &value);
-	value_from_json(json_get(test, "expected"), &expected);
+	tree_value(json_get(test, "value"), &arena, &value);
+	tree_value(json_get(test, "expected"), &arena, &expected);
 	result.kind = VALUE_NULL;
 	if (op.data[0] == 'b')
 	{
@@ -123,7 +129,7 @@ check_conversion(const char *id, const JsonNode *test)
 	}
 	else if (op.data[0] == 'n')
 	{
-		if (value_to_number(&value, &result.u.number))
+		if (value_to_number(&value, &result.u.number, &work))
 			result.kind = VALUE_NUMBER;
 	}
 	else if (value_to_string(&value, buffer, &result.u.string))
@@ -138,9 +144,9 @@ check_compare(const char *id, const JsonNode *test)
 	Value right;
 	ValueOrder order;
 
-	value_from_json(json_get(test, "lhs"), &left);
-	value_from_json(json_get(test, "rhs"), &right);
-	tap_ok(value_compare(&left, &right, always, &order) == ENGINE_OK &&
+	tree_value(json_get(test, "lhs"), &arena, &left);
+	tree_value(json_get(test, "rhs"), &arena, &right);
+	tap_ok(value_compare(&left, &right, &work, &order) == ENGINE_OK &&
 			   order == expected_order(test),
 		   "%s", id);
 }
@@ -152,9 +158,9 @@ check_deep_equal(const char *id, const JsonNode *test)
 	Value right;
 	bool equal;
 
-	value_from_json(json_get(test, "a"), &left);
-	value_from_json(json_get(test, "b"), &right);
-	tap_ok(value_deep_equal(&left, &right, always, &equal) == ENGINE_OK &&
+	tree_value(json_get(test, "a"), &arena, &left);
+	tree_value(json_get(test, "b"), &arena, &right);
+	tap_ok(value_deep_equal(&left, &right, &work, &equal) == ENGINE_OK &&
 			   equal == (json_get(test, "expected")->kind == JSON_TRUE),
 		   "%s", id);
 }
@@ -170,11 +176,11 @@ check_semver(const char *id, const JsonNode *test)
 	Value right;
 	ValueOrder order = VALUE_INCOMPARABLE;
 
-	value_from_json(json_get(test, "lhs"), &left);
-	value_from_json(json_get(test, "rhs"), &right);
+	tree_value(json_get(test, "lhs"), &arena, &left);
+	tree_value(json_get(test, "rhs"), &arena, &right);
 	if (value_to_string(&left, left_buffer, &left_text) &&
 		value_to_string(&right, right_buffer, &right_text))
-		order = semver_compare(left_text, right_text);
+		order = semver_compare(left_text, right_text, &work);
 	tap_ok(order == expected_order(test), "%s", id);
 }
 
@@ -184,7 +190,7 @@ check_match(const char *id, const JsonNode *test)
 	JsonKind expected = (JsonKind) json_get(test, "expected")->kind;
 	MatchResult result =
 		match_search(matches, node_text(json_get(test, "text")),
-					 node_text(json_get(test, "pattern")));
+					 node_text(json_get(test, "pattern")), &work);
 
 	tap_ok(result == (expected == JSON_NULL   ? MATCH_UNDEFINED
 					  : expected == JSON_TRUE ? MATCH_YES
@@ -198,7 +204,7 @@ init_context(EvalContext *context, const Value *variables)
 	memset(context, 0, sizeof(EvalContext));
 	context->variables = *variables;
 	context->matches = matches;
-	context->stack_ok = always;
+	context->work.stack_ok = always;
 }
 
 static void
@@ -210,8 +216,8 @@ check_extract(const char *id, const JsonNode *test)
 	Value result;
 	bool aborted;
 
-	value_from_json(json_get(test, "vars"), &variables);
-	value_from_json(json_get(test, "expected"), &expected);
+	tree_value(json_get(test, "vars"), &arena, &variables);
+	tree_value(json_get(test, "expected"), &arena, &expected);
 	init_context(&context, &variables);
 	(void) expression_extract(&context, node_text(json_get(test, "path")),
 							  &result, &aborted);
@@ -251,8 +257,8 @@ check_jsonexpr(const char *id, const JsonNode *test)
 	bool aborted;
 	bool truth = json_get(test, "expectedBoolean")->kind == JSON_TRUE;
 
-	value_from_json(json_get(test, "vars"), &variables);
-	value_from_json(json_get(test, "expected"), &expected);
+	tree_value(json_get(test, "vars"), &arena, &variables);
+	tree_value(json_get(test, "expected"), &arena, &expected);
 	init_context(&context, &variables);
 	tap_ok(run_expression(json_get(test, "expr"), &context, &result,
 						  &aborted) == ENGINE_OK &&
@@ -485,12 +491,12 @@ test_parse_numbers(void)
 	for (index = 0; index < COUNT(cases); index++)
 	{
 		const char *text = cases[index].text;
-		bool found = number_parse_prefix(text, strlen(text), &number);
+		bool found = number_parse_prefix(text, strlen(text), &number, &work);
 
 		tap_ok(found ? number == cases[index].prefix
 					 : isnan(cases[index].prefix),
 			   "parseFloat(\"%s\")", text);
-		found = number_parse_whole(text, strlen(text), &number);
+		found = number_parse_whole(text, strlen(text), &number, &work);
 		tap_ok(found ? number == cases[index].whole : isnan(cases[index].whole),
 			   "Number(\"%s\")", text);
 	}
@@ -499,22 +505,23 @@ test_parse_numbers(void)
 	digits = arena_alloc(&arena, 5000);
 	memset(digits, '0', 5000);
 	memcpy(digits, "9007199254740993.", 17);
-	tap_ok(number_parse_prefix(digits, 5000, &number) &&
+	tap_ok(number_parse_prefix(digits, 5000, &number, &work) &&
 			   number == 9007199254740992.0,
 		   "five thousand digits, a tie");
 	digits[4999] = '1';
-	tap_ok(number_parse_prefix(digits, 5000, &number) &&
+	tap_ok(number_parse_prefix(digits, 5000, &number, &work) &&
 			   number == 9007199254740994.0,
 		   "five thousand digits, not a tie");
 	memset(digits, '9', 5000);
-	tap_ok(!number_parse_prefix(digits, 5000, &number),
+	tap_ok(!number_parse_prefix(digits, 5000, &number, &work),
 		   "five thousand digits, too large");
 	memcpy(digits + 4993, "e-4990x", 7);
-	tap_ok(number_parse_prefix(digits, 5000, &number) && number == 1000,
+	tap_ok(number_parse_prefix(digits, 5000, &number, &work) && number == 1000,
 		   "five thousand digits and an exponent");
-	tap_ok(number_parse_prefix(TEXT("1\0002").data, 3, &number) && number == 1,
+	tap_ok(number_parse_prefix(TEXT("1\0002").data, 3, &number, &work) &&
+			   number == 1,
 		   "a NUL ends a number");
-	tap_ok(!number_parse_whole(TEXT("1\0002").data, 3, &number),
+	tap_ok(!number_parse_whole(TEXT("1\0002").data, 3, &number, &work),
 		   "a NUL is no blank");
 }
 
@@ -547,7 +554,7 @@ test_trim(void)
 	for (index = 0; index < COUNT(cases); index++)
 	{
 		EngineText text =
-			text_trim(cases[index].text, strlen(cases[index].text));
+			text_trim(cases[index].text, strlen(cases[index].text), &work);
 
 		tap_ok(text.length == strlen(cases[index].expected) &&
 				   memcmp(text.data, cases[index].expected, text.length) == 0,
@@ -612,7 +619,7 @@ test_strings(void)
 		for (other = 0; other < COUNT(order); other++)
 		{
 			int found = value_compare_text(text_of(order[index]),
-										   text_of(order[other]));
+										   text_of(order[other]), &work);
 
 			right = right && found == (index > other) - (index < other);
 		}
@@ -658,17 +665,17 @@ test_compare(void)
 	{
 		left = value_of(cases[index].left);
 		right = value_of(cases[index].right);
-		tap_ok(value_compare(&left, &right, NULL, &order) == ENGINE_OK &&
+		tap_ok(value_compare(&left, &right, &work, &order) == ENGINE_OK &&
 				   order == cases[index].expected,
 			   "compare %s with %s", cases[index].left, cases[index].right);
 	}
 	left = value_of("[[1]]");
-	tap_ok(value_deep_equal(&left, &left, never, &equal) == ENGINE_STACK,
+	tap_ok(value_deep_equal(&left, &left, &no_stack, &equal) == ENGINE_STACK,
 		   "no stack for deep_equal");
-	tap_ok(value_compare(&left, &left, never, &order) == ENGINE_STACK,
+	tap_ok(value_compare(&left, &left, &no_stack, &order) == ENGINE_STACK,
 		   "no stack for compare");
 	left = value_of("1");
-	tap_ok(value_compare(&left, &left, never, &order) == ENGINE_OK,
+	tap_ok(value_compare(&left, &left, &no_stack, &order) == ENGINE_OK,
 		   "scalars need no stack");
 }
 
@@ -718,12 +725,12 @@ test_semver(void)
 		EngineText left = text_of(cases[index].left);
 		EngineText right = text_of(cases[index].right);
 
-		tap_ok(semver_compare(left, right) == expected, "version %s and %s",
-			   cases[index].left, cases[index].right);
+		tap_ok(semver_compare(left, right, &work) == expected,
+			   "version %s and %s", cases[index].left, cases[index].right);
 		if (expected != VALUE_INCOMPARABLE)
 			expected = (ValueOrder) - (int) expected;
-		tap_ok(semver_compare(right, left) == expected, "version %s and %s",
-			   cases[index].right, cases[index].left);
+		tap_ok(semver_compare(right, left, &work) == expected,
+			   "version %s and %s", cases[index].right, cases[index].left);
 	}
 }
 
@@ -944,22 +951,25 @@ test_match(void)
 
 	for (index = 0; index < COUNT(cases); index++)
 		tap_ok(match_search(matches, text_of(cases[index].text),
-							text_of(cases[index].pattern)) ==
-				   cases[index].expected,
+							text_of(cases[index].pattern),
+							&work) == cases[index].expected,
 			   "match %s in \"%s\"", cases[index].pattern, cases[index].text);
 
-	tap_ok(match_search(matches, TEXT("a\0b"), TEXT("^a\0b$")) == MATCH_YES,
+	tap_ok(match_search(matches, TEXT("a\0b"), TEXT("^a\0b$"), &work) ==
+			   MATCH_YES,
 		   "match: NUL in both");
-	tap_ok(match_search(matches, TEXT("a\0b"), TEXT("^a\\0b$")) == MATCH_YES,
+	tap_ok(match_search(matches, TEXT("a\0b"), TEXT("^a\\0b$"), &work) ==
+			   MATCH_YES,
 		   "match: \\0");
-	tap_ok(match_search(matches, TEXT("a\0b"), TEXT("^a[\\0]b$")) == MATCH_YES,
+	tap_ok(match_search(matches, TEXT("a\0b"), TEXT("^a[\\0]b$"), &work) ==
+			   MATCH_YES,
 		   "match: [\\0]");
-	tap_ok(match_search(matches, TEXT(""), TEXT("")) == MATCH_YES,
+	tap_ok(match_search(matches, TEXT(""), TEXT(""), &work) == MATCH_YES,
 		   "match: nothing in nothing");
-	tap_ok(match_search(matches, (EngineText){NULL, 0},
-						(EngineText){NULL, 0}) == MATCH_YES,
+	tap_ok(match_search(matches, (EngineText){NULL, 0}, (EngineText){NULL, 0},
+						&work) == MATCH_YES,
 		   "match: no bytes at all");
-	tap_ok(match_search(matches, TEXT("\xff\xf0\x9f"), TEXT("^...$")) ==
+	tap_ok(match_search(matches, TEXT("\xff\xf0\x9f"), TEXT("^...$"), &work) ==
 			   MATCH_YES,
 		   "match: bytes that are not UTF-8");
 }
@@ -978,29 +988,32 @@ test_match_bounds(void)
 
 	memset(text, 'a', length);
 	text[length - 1] = '!';
-	tap_ok(match_search(matches, many, TEXT("^(?:a+)+$")) == MATCH_UNDEFINED,
+	tap_ok(match_search(matches, many, TEXT("^(?:a+)+$"), &work) ==
+			   MATCH_UNDEFINED,
 		   "match: exponential effort");
-	tap_ok(match_search(matches, many, TEXT("^(?:(a+)|b)+\\1$")) ==
+	tap_ok(match_search(matches, many, TEXT("^(?:(a+)|b)+\\1$"), &work) ==
 			   MATCH_UNDEFINED,
 		   "match: exponential effort with a reference");
-	tap_ok(match_search(matches, many, TEXT("^(?:a|b)+!$")) == MATCH_YES,
+	tap_ok(match_search(matches, many, TEXT("^(?:a|b)+!$"), &work) == MATCH_YES,
 		   "match: a long text needs a large stack");
-	tap_ok(match_search(matches, many, TEXT("^(?:(a)|(b))*!$")) == MATCH_YES,
+	tap_ok(match_search(matches, many, TEXT("^(?:(a)|(b))*!$"), &work) ==
+			   MATCH_YES,
 		   "match: and so with groups");
-	tap_ok(match_search(matches, few, TEXT("(?<=a+)!")) == MATCH_YES,
+	tap_ok(match_search(matches, few, TEXT("(?<=a+)!"), &work) == MATCH_YES,
 		   "match: looking behind");
-	tap_ok(match_search(matches, many, TEXT("^(a)\\1{19997}.!?$")) == MATCH_YES,
+	tap_ok(match_search(matches, many, TEXT("^(a)\\1{19997}.!?$"), &work) ==
+			   MATCH_YES,
 		   "match: a very large count");
 
 	memset(pattern, 'a', 4 * length);
 	part.length = MATCH_MAX_PATTERN;
-	tap_ok(match_search(matches, many, part) == MATCH_YES,
+	tap_ok(match_search(matches, many, part, &work) == MATCH_YES,
 		   "match: the longest pattern");
 	part.length++;
-	tap_ok(match_search(matches, many, part) == MATCH_UNDEFINED,
+	tap_ok(match_search(matches, many, part, &work) == MATCH_UNDEFINED,
 		   "match: a longer one");
 	part.length = 4 * length;
-	tap_ok(match_search(matches, many, part) == MATCH_UNDEFINED,
+	tap_ok(match_search(matches, many, part, &work) == MATCH_UNDEFINED,
 		   "match: a much longer one");
 
 	for (at = 0; at < 150; at++)
@@ -1009,18 +1022,18 @@ test_match_bounds(void)
 	for (at = 151; at < 301; at++)
 		pattern[at] = ')';
 	part.length = 301;
-	tap_ok(match_search(matches, many, part) == MATCH_YES,
+	tap_ok(match_search(matches, many, part, &work) == MATCH_YES,
 		   "match: deep groups");
 	for (at = 0; at < 4000; at++)
 		pattern[at] = '(';
 	for (; at < 8000; at++)
 		pattern[at] = ')';
 	part.length = 8000;
-	tap_ok(match_search(matches, many, part) == MATCH_UNDEFINED,
+	tap_ok(match_search(matches, many, part, &work) == MATCH_UNDEFINED,
 		   "match: too deep groups");
 	for (at = 0; at + 4 <= 8000; at += 4)
 		memcpy(pattern + at, "(a)|", 4);
-	tap_ok(match_search(matches, many, part) == MATCH_YES,
+	tap_ok(match_search(matches, many, part, &work) == MATCH_YES,
 		   "match: two thousand groups");
 }
 
@@ -1047,12 +1060,13 @@ test_match_cache(void)
 			}
 			else if (index % 7 == 0)
 				strcat(pattern, "(?<=x\\d+)");
-			if (match_search(matches, TEXT("x"), TEXT("^x$")) != MATCH_YES)
+			if (match_search(matches, TEXT("x"), TEXT("^x$"), &work) !=
+				MATCH_YES)
 				right = false;
 			if (match_search(
 					matches,
 					(EngineText){pattern + 1, strcspn(pattern, "$") - 1},
-					text_of(pattern)) != expected)
+					text_of(pattern), &work) != expected)
 				right = false;
 		}
 	}
@@ -1107,8 +1121,8 @@ test_no_memory(void)
 			enough = true;
 			for (index = 0; index < COUNT(patterns); index++)
 			{
-				MatchResult result =
-					match_search(cache, TEXT("aabc"), text_of(patterns[index]));
+				MatchResult result = match_search(
+					cache, TEXT("aabc"), text_of(patterns[index]), &work);
 				MatchResult expected =
 					patterns[index][0] == '(' && patterns[index][1] == '\0'
 						? MATCH_UNDEFINED
@@ -1123,9 +1137,9 @@ test_no_memory(void)
 			}
 			/* memory is back: so must be the right answers */
 			meter.until_failure = 1000;
-			if (match_search(cache, TEXT("aabc"), text_of(patterns[0])) !=
-					MATCH_YES ||
-				match_search(cache, TEXT("aac"), text_of(patterns[1])) !=
+			if (match_search(cache, TEXT("aabc"), text_of(patterns[0]),
+							 &work) != MATCH_YES ||
+				match_search(cache, TEXT("aac"), text_of(patterns[1]), &work) !=
 					MATCH_YES)
 				right = false;
 			match_cache_destroy(cache);
@@ -1381,12 +1395,12 @@ test_evaluation(void)
 	source = "{\"or\":[{\"in\":[{\"var\":\"l\"},{\"value\":[1]}]}]}";
 	(void) expression_compile(parse(source, strlen(source)), &arena,
 							  &expression, &size);
-	context.stack_ok = never;
+	context.work.stack_ok = never;
 	tap_ok(expression_evaluate(expression, &context, &result, &aborted) ==
 				   ENGINE_STACK &&
 			   !aborted && result.kind == VALUE_NULL,
 		   "no stack left");
-	context.stack_ok = NULL;
+	context.work.stack_ok = NULL;
 	tap_ok(expression_evaluate(expression, &context, &result, &aborted) ==
 				   ENGINE_OK &&
 			   value_to_boolean(&result),
