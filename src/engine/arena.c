@@ -49,6 +49,26 @@ arena_interrupted(Arena *arena)
 }
 
 /*
+ * Zeroes new memory.  Where it is much the system has to find it first, which
+ * takes long enough to ask the host now and then; NULL if it says no.
+ */
+static void *
+clear(Arena *arena, char *memory, size_t size)
+{
+	size_t done = 0;
+
+	while (size - done > ARENA_LAST_CHUNK)
+	{
+		memset(memory + done, 0, ARENA_LAST_CHUNK);
+		done += ARENA_LAST_CHUNK;
+		if (arena_interrupted(arena))
+			return NULL;
+	}
+	memset(memory + done, 0, size - done);
+	return memory;
+}
+
+/*
  * Serves what does not fit into the newest chunk: a large request gets a
  * chunk of its own, put behind the newest one so that its rest stays usable.
  */
@@ -100,7 +120,7 @@ arena_alloc_slow(Arena *arena, size_t size)
 		arena->next = (char *) chunk + ARENA_HEADER + size;
 		arena->end = (char *) chunk + chunk_size;
 	}
-	return memset((char *) chunk + ARENA_HEADER, 0, size);
+	return clear(arena, (char *) chunk + ARENA_HEADER, size);
 }
 
 void *

@@ -44,7 +44,8 @@ is_numeric(EngineText part, Work *work)
 
 	for (at = 0; at < part.length; at++)
 	{
-		if (at % WORK_PIECE == 0 && !work_goes_on(work, WORK_PIECE))
+		if (at % WORK_PIECE == WORK_PIECE - 1 &&
+			!work_goes_on(work, WORK_PIECE))
 			return false;
 		if (part.data[at] < '0' || part.data[at] > '9')
 			return false;
