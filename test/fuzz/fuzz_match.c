@@ -42,6 +42,13 @@ is_utf8(const uint8_t *data, size_t size)
 	return true;
 }
 
+static bool
+is_interrupted(void *context)
+{
+	(void) context;
+	return true;
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -50,6 +57,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	EngineText text = {"", 0};
 	MatchCache *cache;
 	MatchResult first;
+	Work work = {.left = 0};
+	Work interrupted;
 
 	if (!is_utf8(data, size))
 		return 0;
@@ -62,10 +71,19 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	cache = match_cache_create(&arena_malloc_source);
 	if (cache == NULL)
 		abort();
-	first = match_search(cache, text, pattern);
+	first = match_search(cache, text, pattern, &work);
 
 	/* the pattern, now in the cache, must give the same answer */
-	if (match_search(cache, text, pattern) != first)
+	if (match_search(cache, text, pattern, &work) != first)
+		abort();
+
+	/* so it must after it was interrupted, with code that asks */
+	work_begin(&interrupted, is_interrupted, NULL);
+	interrupted.granted = interrupted.left = size;
+	if (match_search(cache, text, pattern, &interrupted) != first &&
+		!interrupted.stopped)
+		abort();
+	if (match_search(cache, text, pattern, &work) != first)
 		abort();
 	match_cache_destroy(cache);
 	return 0;

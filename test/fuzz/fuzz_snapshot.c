@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../engine/tree_value.h"
 #include "assign.h"
 #include "compile.h"
 #include "fuzz.h"
@@ -105,12 +106,13 @@ give_unit(void *context, const SnapExperiment *experiment, UnitHash *hash)
 }
 
 static void
-use_snapshot(const SnapImage *snapshot, const JsonNode *attributes)
+use_snapshot(const SnapImage *snapshot, const JsonNode *attributes,
+			 Arena *arena)
 {
 	const SnapVariable *variables = snapshot_at(snapshot, snapshot->variables);
 	EvalContext eval = {.matches = NULL};
 
-	value_from_json(attributes, &eval.variables);
+	tree_value(attributes, arena, &eval.variables);
 	for (uint32_t i = 0; i < snapshot->nexperiments; i++)
 	{
 		AssignRequest request = {.snapshot = snapshot};
@@ -195,7 +197,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		void *moved = malloc(result.size);
 
 		memcpy(moved, result.snapshot, result.size);
-		use_snapshot(moved, root);
+		use_snapshot(moved, root, &arena);
 		free(moved);
 	}
 	else if (result.message == NULL)
