@@ -18,6 +18,7 @@
 #include "compat.h"
 #include "data/shared.h"
 #include "engine/json.h"
+#include "interrupt.h"
 #include "settings.h"
 
 char *settings_endpoint = NULL;
@@ -347,6 +348,7 @@ check_overrides(char **value, void **extra, GucSource source)
 	const JsonNode *root;
 	const char *message = NULL;
 	Arena arena;
+	ArenaSource chunks = arena_malloc_source;
 	EngineStatus status;
 	bool valid = false;
 
@@ -356,11 +358,13 @@ check_overrides(char **value, void **extra, GucSource source)
 							"encoding.");
 		return false;
 	}
-	arena_init(&arena, &arena_malloc_source);
+	chunks.interrupted = interrupt_is_due;
+	arena_init(&arena, &chunks);
 	status = json_parse(text, strlen(text), ENGINE_MAX_DEPTH, &arena, &root,
 						&message);
 	if (status == ENGINE_NO_MEMORY)
-		GUC_check_errdetail("Out of memory.");
+		GUC_check_errdetail(
+			"There was no memory for it, or it was to be given up.");
 	else if (status != ENGINE_OK || root->kind != JSON_OBJECT)
 	{
 		GUC_check_errdetail("It must be a JSON object that maps names of "

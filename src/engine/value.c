@@ -484,6 +484,14 @@ compared_text(ComparedValue *compared, EngineText *text)
 	return compared->is_text;
 }
 
+static inline ValueOrder
+compare_numbers(double left, double right)
+{
+	return left < right   ? VALUE_LESS
+		   : left > right ? VALUE_GREATER
+						  : VALUE_EQUAL;
+}
+
 EngineStatus
 value_compare_with(const Value *left, ComparedValue *right, Work *work,
 				   ValueOrder *order)
@@ -502,9 +510,7 @@ value_compare_with(const Value *left, ComparedValue *right, Work *work,
 			double number;
 
 			if (compared_number(right, work, &number))
-				*order = left->u.number < number   ? VALUE_LESS
-						 : left->u.number > number ? VALUE_GREATER
-												   : VALUE_EQUAL;
+				*order = compare_numbers(left->u.number, number);
 			break;
 		}
 		case VALUE_STRING:
@@ -545,6 +551,12 @@ value_compare(const Value *left, const Value *right, Work *work,
 {
 	ComparedValue compared;
 
+	/* what nearly all comparisons are about */
+	if (left->kind == VALUE_NUMBER && right->kind == VALUE_NUMBER)
+	{
+		*order = compare_numbers(left->u.number, right->u.number);
+		return ENGINE_OK;
+	}
 	compared_value_init(&compared, right);
 	return value_compare_with(left, &compared, work, order);
 }

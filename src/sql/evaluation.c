@@ -6,12 +6,12 @@
 
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
-#include "storage/procsignal.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
 #include "data/store.h"
 #include "engine/number.h"
+#include "interrupt.h"
 #include "settings.h"
 #include "sql/evaluation.h"
 #include "sql/jsonb_value.h"
@@ -127,25 +127,10 @@ stack_is_ok(void)
 	return !stack_is_too_deep();
 }
 
-/*
- * Whether the statement is to end.  Where that cannot be served, it goes on.
- * Like compiling, an evaluation must not let other processes wait for a
- * barrier (context_interrupted() in data/store.c).
- */
-static bool
-is_interrupted(void *context)
-{
-	if (likely(!InterruptPending))
-		return false;
-	if (ProcSignalBarrierPending)
-		ProcessProcSignalBarrier();
-	return INTERRUPTS_CAN_BE_PROCESSED() && compat_must_end();
-}
-
 void
 evaluation_work_begin(Work *work)
 {
-	work_begin(work, is_interrupted, NULL);
+	work_begin(work, interrupt_is_due, NULL);
 	work->stack_ok = stack_is_ok;
 }
 
