@@ -133,7 +133,8 @@ sub collector_settings
 	return "absmartly.endpoint = '" . $collector->url($space // '/v1') . "'\n";
 }
 
-# Makes a server; it is started unless start => 0 is given.
+# Makes a server. Its requests may take longer than any test: none fails for being late on a busy machine, and what waits
+# for the end of one that hangs fails the test, unless it says how long. It is started unless start => 0 is given.
 #   collector  its endpoint is configured, with space (default /v1)
 #   preload    0: without shared_preload_libraries
 #   settings   more lines of configuration
@@ -154,6 +155,8 @@ max_connections = 30
 absmartly.application = 'website'
 absmartly.environment = 'production'
 absmartly.refresh_interval = 0
+absmartly.connect_timeout = '10h'
+absmartly.request_timeout = '10h'
 EOT
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'absmartly'\n")
 		if $options{preload} // 1;

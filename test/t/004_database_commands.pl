@@ -10,10 +10,7 @@ use Test::More;
 
 my $LIMIT = 2;    # seconds that a command may take
 my $collector = start_collector(data => experiments(experiment('exp', fullOnVariant => 1)));
-my $node = start_node('main', collector => $collector, settings => <<EOT);
-absmartly.request_timeout = '10h'
-absmartly.connect_timeout = '10h'
-EOT
+my $node = start_node('main', collector => $collector);
 ok(wait_ready($node), 'ready');
 $collector->fault('/hang/v1', { match => { method => 'GET' }, hang => 1, times => -1 });
 

@@ -118,7 +118,7 @@ $node->safe_psql('postgres', <<'EOT');
 CREATE PROCEDURE twice(INOUT before int, INOUT same int, INOUT after int) LANGUAGE plpgsql AS $$
 BEGIN
 	before := absmartly_peek_unit_treatment(1, 'exp_1');
-	PERFORM pg_sleep(2);
+	PERFORM pg_advisory_xact_lock(1);
 	same := absmartly_peek_unit_treatment(1, 'exp_1');
 	COMMIT;
 	after := absmartly_peek_unit_treatment(1, 'exp_1');
@@ -126,10 +126,13 @@ END $$
 EOT
 $collector->set_data('/v1', version(60));
 $node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
+my $gate = $node->background_psql('postgres');
+$gate->query_safe('SELECT pg_advisory_lock(1)');
 $session->query_until(qr/started/, "\\echo started\nCALL twice(0, 0, 0);\n");
-ok(await_sql($node, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'", '1'), 'the procedure is at work');
+ok(await_sql($node, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'", '1'), 'the procedure is at work');
 $collector->set_data('/v1', version(61));
 $node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
+$gate->quit;
 is($session->query_safe('SELECT 1'), "60|60|61\n1", 'one version until COMMIT, the newest after it');
 $session->quit;
 

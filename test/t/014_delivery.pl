@@ -12,8 +12,6 @@ my $collector = start_collector(data => experiments(experiment('exp')));
 my $node = start_node('main', collector => $collector, settings => <<'EOT');
 absmartly.publish_delay = 100ms
 absmartly.max_retries = 2
-absmartly.request_timeout = '1h'
-absmartly.connect_timeout = '1h'
 EOT
 
 ok(wait_ready($node), 'ready');

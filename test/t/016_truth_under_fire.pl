@@ -255,7 +255,7 @@ my %disturb = (
 	'collector failed' => sub {
 		my $fault = { %{ $faults[ rand @faults ] }, match => { method => 'PUT' }, times => 1 + int rand 3 };
 		$collector->fault('/v1', $fault);
-		await(sub { !$collector->faults('/v1') }, 2);
+		$collector->wait_until(sub { !$collector->faults('/v1') }, 2);
 		return 1;
 	},
 	'collector killed' => sub {

@@ -14,8 +14,6 @@ my $collector = start_collector(data => experiments(experiment('exp')), keys => 
 my $node = start_node('main', start => 0, collector => $collector, settings => <<'EOT');
 absmartly.publish_delay = '10min'
 absmartly.max_retries = 1
-absmartly.request_timeout = '1h'
-absmartly.connect_timeout = '1h'
 EOT
 $node->append_conf('postgresql.conf', "absmartly.api_key_file = '" . write_key($node, $key) . "'\n");
 $node->start;

@@ -58,7 +58,8 @@ sub goals_of
 
 sub publish
 {
-	return sql("SELECT absmartly_publish('$PATIENCE s')");
+	# they may be many
+	return sql(q{SELECT absmartly_publish('1 h')});
 }
 
 # What was counted since it was last looked at.
@@ -98,6 +99,16 @@ sub log_since
 	return substr(log_of($node), $offset);
 }
 
+# Seconds that a process has worked; 0 where the system does not tell.
+sub cpu_seconds
+{
+	my ($pid) = @_;
+
+	open my $file, '<', "/proc/$pid/stat" or return 0;
+	my @fields = split ' ', <$file> =~ s/^.*\)//r;
+	return ($fields[11] + $fields[12]) / POSIX::sysconf(&POSIX::_SC_CLK_TCK);
+}
+
 my $drops = qr/WARNING: .*absmartly: \d+ exposures and \d+ goals were dropped/;
 
 #
@@ -108,8 +119,8 @@ subtest 'two million events after an outage' => sub {
 	my $worker = worker_pid($node);
 	my $before = rss_anon($worker);
 	my ($most, $number) = (0, 2_000_000);
-	my $end = time + 120;
-	my $count;
+	my ($count, $arrived) = (undef, 0);
+	my $end;
 
 	$sink->close;
 	sql(exposures_of(1, 500_000));
@@ -132,7 +143,10 @@ subtest 'two million events after an outage' => sub {
 		$most = $now if $now > $most;
 		sleep 0.05;
 		$count = $sink->count;
-	} while ($count->{exposures} + $count->{goals} < $number && time < $end);
+		# for as long as there is progress
+		$end = time + $PATIENCE if !$end || $count->{exposures} + $count->{goals} > $arrived;
+		$arrived = $count->{exposures} + $count->{goals};
+	} while ($arrived < $number && time < $end);
 	my $seconds = time - $start;
 
 	publish();
@@ -153,6 +167,7 @@ subtest 'two million events after an outage' => sub {
 subtest 'absmartly.outbox_max_size' => sub {
 	my $offset = -s $node->logfile;
 	my %before = counters();
+	my $began = time;
 
 	configure($node, "absmartly.outbox_max_size = '1MB'");
 	is(sql('SHOW absmartly.outbox_max_size'), '1MB', 'the outbox may have 1 MB');
@@ -184,7 +199,7 @@ subtest 'absmartly.outbox_max_size' => sub {
 	arrived('exposures are taken again', exposures => 1000, digest => FastSink::digest_of(1 .. 1000));
 	%after = counters();
 	is($after{exposures_dropped}, $before{exposures_dropped}, 'all of them');
-	is(scalar(() = log_since($offset) =~ /$drops/g), 1, 'the log has told the drops once');
+	cmp_ok(scalar(() = log_since($offset) =~ /$drops/g), '<=', 1 + (time - $began) / 60, 'the log has told the drops once a minute');
 	configure($node, "absmartly.outbox_max_size = '1GB'");
 };
 
@@ -192,17 +207,20 @@ subtest 'absmartly.outbox_max_size' => sub {
 # What other sessions hold
 #
 
-# Queues and delivers goals; gives how many went out in a second.
+# Queues and delivers goals; gives how many for each second that the worker has worked: that does not depend on what else
+# the machine does.
 sub deliver
 {
 	my ($number) = @_;
+	my $worker = worker_pid($node);
+	my $before = cpu_seconds($worker);
 
 	$sink->forget;
 	sql(goals_of(1, $number));
 	publish();
 	my $count = $sink->count;
 	fail("$count->{goals} of $number goals have arrived") if $count->{goals} != $number;
-	return $number / $count->{seconds};
+	return $number / (cpu_seconds($worker) - $before || 0.01);
 }
 
 subtest 'an old snapshot' => sub {
@@ -210,21 +228,18 @@ subtest 'an old snapshot' => sub {
 	my $number = $ENV{ABSMARTLY_EVENTS} // 170_000;
 	my %best = (with => 0, without => 0);
 
-	for my $attempt (1 .. 3)
+	for my $round (1 .. 9)
 	{
-		for my $round (1 .. 3)
+		for my $kind ($round % 2 ? qw(with without) : qw(without with))
 		{
-			for my $kind ($round % 2 ? qw(with without) : qw(without with))
-			{
-				$session->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class') if $kind eq 'with';
-				my $rate = deliver($number);
-				$session->query_safe('COMMIT') if $kind eq 'with';
-				$best{$kind} = $rate if $rate > $best{$kind};
-			}
+			$session->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class') if $kind eq 'with';
+			my $rate = deliver($number);
+			$session->query_safe('COMMIT') if $kind eq 'with';
+			$best{$kind} = $rate if $rate > $best{$kind};
 		}
-		last if $best{with} > 0.8 * $best{without};
+		last if $round >= 3 && $best{with} > 0.8 * $best{without};
 	}
-	note(sprintf '%.0f goals/s, with an old snapshot %.0f', $best{without}, $best{with});
+	note(sprintf '%.0f goals for each second of the worker, with an old snapshot %.0f', $best{without}, $best{with});
 	cmp_ok($best{with}, '>', 0.8 * $best{without}, 'does not slow delivery');
 
 	$session->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class');
@@ -358,16 +373,6 @@ EOT
 #
 # A memory queue that stays full, and one that is too small
 #
-
-# Seconds that a process has worked; 0 where the system does not tell.
-sub cpu_seconds
-{
-	my ($pid) = @_;
-
-	open my $file, '<', "/proc/$pid/stat" or return 0;
-	my @fields = split ' ', <$file> =~ s/^.*\)//r;
-	return ($fields[11] + $fields[12]) / POSIX::sysconf(&POSIX::_SC_CLK_TCK);
-}
 
 subtest 'a memory queue that can not be moved to the outbox' => sub {
 	my $number = 50_000;

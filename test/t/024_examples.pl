@@ -153,7 +153,7 @@ CREATE SCHEMA ab;
 CREATE EXTENSION absmartly SCHEMA ab;
 GRANT USAGE ON SCHEMA ab TO shopkeeper;
 EOT
-ok(await_sql($node, q{SELECT ab.absmartly_wait_until_ready('1 s')}, 't', database => 'other'), 'another database is ready');
+ok(await_sql($node, "SELECT ab.absmartly_wait_until_ready('$PATIENCE s')", 't', database => 'other'), 'another database is ready');
 my @as_other = (database => 'other', user => 'shopkeeper');
 ($output, $error) = run_example('web-shop', @as_other, saying => 'web-shop runs for others');
 is($error, '', 'without a word of complaint');

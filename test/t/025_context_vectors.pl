@@ -250,7 +250,7 @@ sub create
 			"data => " . ($client->{prefetched} && !$fails ? json($client->{data}) : 'NULL'),
 			"options => " . jsonb('{' . join(',', map { "\"$_\":$options{$_}" } sort keys %options) . '}')),
 		'SELECT absmartly_context_id() AS id \gset',
-		$wait ? "SELECT absmartly_context_wait_until_ready('20 s') AS ready \\gset" : ());
+		$wait ? "SELECT absmartly_context_wait_until_ready('$PATIENCE s') AS ready \\gset" : ());
 
 	return $answer if defined $answer->{message};
 	my $states = ask($client, q{json_build_object('ready', absmartly_context_is_ready(), 'failed', absmartly_context_is_failed(),}
@@ -372,10 +372,10 @@ sub statement
 		experiments          => sub { 'absmartly_context_experiments()' },
 		data                 => sub { 'absmartly_context_data()' },
 		waitForReady         => sub { call(context_wait_until_ready => "'" . ($params{timeout} // 5000) . " ms'") },
-		publish              => sub { call(context_publish => "'20 s'") },
-		finalize             => sub { call(context_finalize => "'20 s'") },
-		close                => sub { call(context_close => "'20 s'") },
-		refresh              => sub { call(context_refresh => "'20 s'") },
+		publish              => sub { call(context_publish => "'$PATIENCE s'") },
+		finalize             => sub { call(context_finalize => "'$PATIENCE s'") },
+		close                => sub { call(context_close => "'$PATIENCE s'") },
+		refresh              => sub { call(context_refresh => "'$PATIENCE s'") },
 		diagnostic           => sub { diagnostic(plain($params{operation}), $params{value}) });
 	my %same = (
 		unit                   => 'setUnit',

@@ -328,12 +328,15 @@ logger("BEGIN IF event = 'exposure' THEN PERFORM set_config('absmartly.overrides
 $id = new_context($session);
 is(in_session($session, q{SELECT absmartly_context_treatment('exp')}), '1', 'a treatment is the one that was exposed');
 # data that is replaced while it is read
-logger("BEGIN IF event = 'exposure' THEN PERFORM pg_sleep(0.5), public.absmartly_context_id(); END IF; END");
+logger("BEGIN IF event = 'exposure' THEN PERFORM pg_advisory_xact_lock(1), public.absmartly_context_id(); END IF; END");
 $id = new_context($session);
+my $gate = session();
+in_session($gate, 'SELECT pg_advisory_lock(1)');
 $session->{stdin} .= "SELECT absmartly_context_variable_value('size', 'none') AS late_size;\n";
 $session->{run}->pump_nb;
-ok(await_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'}, '1'), 'a logger works');
+ok(await_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'}, '1'), 'a logger works');
 $node->safe_psql('postgres', q{SELECT absmartly_set_context_data('{"experiments": []}')});
+$gate->quit;
 like(in_session($session, 'SELECT 1'), qr/^[23] 1$/, 'a variable that is read meanwhile is that of the data from before');
 $node->safe_psql('postgres', "SELECT absmartly_refresh('$PATIENCE s')");
 

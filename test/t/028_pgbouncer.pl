@@ -125,7 +125,7 @@ EOT
 close $script or die "script.sql: $!";
 my ($output, $error) = ('', '');
 my $run = IPC::Run::run([ 'pgbench', '-n', '-h', $folder, '-p', $port, '-c', 8, '-j', 2, '-t', 40, '-f', "$folder/script.sql", 'some' ],
-	'>', \$output, '2>', \$error, IPC::Run::timeout(120));
+	'>', \$output, '2>', \$error, IPC::Run::timeout($PATIENCE));
 ok($run && $output =~ m{number of transactions actually processed: 320/320}, 'eight clients on two server connections')
 	|| diag("$output\n$error");
 $node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");

@@ -10,7 +10,6 @@ use Test::More;
 my $collector = start_collector(data => experiments(experiment('exp')));
 my $node = start_node('main', collector => $collector, settings => <<'EOT');
 absmartly.publish_delay = 0
-absmartly.request_timeout = 60s
 autovacuum = off
 bgwriter_lru_maxpages = 0
 fsync = on
@@ -78,7 +77,7 @@ EOT
 	$session->quit;
 	$collector->clear_faults('/v1');
 	# from here on only a collector that is very slow gets something twice
-	configure($node, 'absmartly.request_timeout = 60s');
+	configure($node, 'absmartly.request_timeout = 10h');
 	ok(set_publishing('on'), 'it is delivered');
 	is(arrived('failed'), 0, 'and the one that failed is not');
 };
@@ -121,7 +120,7 @@ EOT
 	$locker->query_safe('BEGIN; ALTER MATERIALIZED VIEW absmartly_outbox_b OWNER TO CURRENT_USER');
 	sql(track('late'));
 	$locker->query_safe('ROLLBACK');
-	ok(await(sub { arrived('late') }, 30), 'what comes to it is delivered');
+	ok(await(sub { arrived('late') }), 'what comes to it is delivered');
 	is(arrived('late'), 1, 'once');
 	$_->quit for $reader, $locker;
 	ok(await_sql($node, 'SELECT outbox_bytes < 64 * 8192 FROM absmartly_stat'), 'then the heap is emptied');
