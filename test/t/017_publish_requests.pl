@@ -593,11 +593,12 @@ run('TRUNCATE audit.events');
 $collector->fault('/v1', { match => { method => 'PUT' }, status => 503, times => -1 });
 run("SELECT absmartly_track($user, 'failing')");
 $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
-is(run(q{SELECT string_agg(event, ',' ORDER BY n) FROM audit.events}), 'error', 'a publish that fails is an error event');
+# one for each round: others follow by themselves
+like(run(q{SELECT string_agg(event, ',' ORDER BY n) FROM audit.events}), qr/^error(?:,error)*$/, 'a publish that fails is an error event');
 like(run('SELECT data FROM audit.events'), qr/status 503/, 'with the reason');
 $collector->clear_faults('/v1');
 publish();
-is(run(q{SELECT string_agg(event, ',' ORDER BY n) FROM audit.events}), 'error,publish', 'the event comes when it is delivered');
+like(run(q{SELECT string_agg(event, ',' ORDER BY n) FROM audit.events}), qr/^error(?:,error)*,publish$/, 'the event comes when it is delivered');
 
 $node->stop;
 done_testing();
