@@ -137,7 +137,7 @@ find_value(VariableCall *call, const DataVersion *version,
 	return NULL;
 }
 
-/* Says that a value does not fit, once in a session. */
+/* Says that a value does not fit, once in a session or parallel worker. */
 static void
 warn_unfit(const text *key, Oid type)
 {
