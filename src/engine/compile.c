@@ -1164,18 +1164,37 @@ audience_compile(EngineText text, Arena *arena, const ExprNode **expression,
 	return status;
 }
 
+/* Whether a field holds, by JavaScript's rules; one that is absent does not. */
+static bool
+is_truthy(const JsonNode *node)
+{
+	if (node == NULL)
+		return false;
+	switch (node->kind)
+	{
+		case JSON_NULL:
+		case JSON_FALSE:
+			return false;
+		case JSON_NUMBER:
+			return node->number != 0;
+		case JSON_STRING:
+			return node->count > 0;
+		default:
+			return true;
+	}
+}
+
 static bool
 compile_audience(Compiler *compiler, const JsonNode *node,
 				 SnapExperiment *experiment, Defect *defect)
 {
 	const JsonNode *audience = get_string(node, "audience");
-	const JsonNode *strict = json_get(node, "audienceStrict");
 	const ExprNode *expression;
 	const JsonNode *root;
 	EngineStatus status;
 	size_t size;
 
-	if (strict != NULL && strict->kind == JSON_TRUE)
+	if (is_truthy(json_get(node, "audienceStrict")))
 		experiment->flags |= SNAP_AUDIENCE_STRICT;
 	if (audience == NULL)
 		return true;

@@ -1219,6 +1219,38 @@ test_broken_fields(void)
 	}
 }
 
+/* What counts as strict, by JavaScript's rules. */
+static void
+test_audience_strict(void)
+{
+	static const struct
+	{
+		const char *value;
+		bool strict;
+	} cases[] = {{"true", true},  {"1", true},       {"-0.5", true},
+				 {"1e400", true}, {"\"yes\"", true}, {"\"false\"", true},
+				 {"[]", true},    {"{}", true},      {"false", false},
+				 {"null", false}, {NULL, false},     {"0", false},
+				 {"-0.0", false}, {"0e9", false},    {"\"\"", false}};
+
+	for (size_t i = 0; i < lengthof(cases); i++)
+	{
+		const SnapExperiment *experiment = NULL;
+		CompileResult result;
+
+		if (compile_text(text_of(arena_printf(&arena, "{\"experiments\":[%s]}",
+											  experiment_with("audienceStrict",
+															  cases[i].value))),
+						 "production", &result) == ENGINE_OK)
+			experiment = snapshot_find_experiment(result.snapshot, "e", 1);
+		tap_ok(experiment != NULL &&
+				   ((experiment->flags & SNAP_AUDIENCE_STRICT) != 0) ==
+					   cases[i].strict,
+			   "audienceStrict %s",
+			   cases[i].value == NULL ? "(absent)" : cases[i].value);
+	}
+}
+
 /* The data as a whole. */
 static void
 test_whole_data(void)
@@ -2348,6 +2380,7 @@ main(int argc, char **argv)
 	test_hash();
 	test_whole_data();
 	test_broken_fields();
+	test_audience_strict();
 	test_names();
 	test_unstorable();
 	test_snapshot();
