@@ -173,10 +173,9 @@ guard_command(Node *command)
 	nothing = get_relname_relid(NOTHING, schema);
 	if (!OidIsValid(nothing) || !heaps_belongs(nothing) ||
 		!compat_may_refresh(nothing, GetUserId()))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("the outbox of absmartly cannot be refreshed"),
-				 errdetail("It holds events that wait to be sent.")));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("the outbox of absmartly cannot be refreshed"),
+						errdetail("It holds events that wait to be sent.")));
 	/* as long as the command lives */
 	previous = MemoryContextSwitchTo(GetMemoryChunkContext(refresh));
 	refresh->relation =

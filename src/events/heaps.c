@@ -229,12 +229,11 @@ require_shape(Relation relation)
 		if (TupleDescAttr(columns, i)->attstorage != TYPSTORAGE_PLAIN)
 			problem = "Its columns are not all of storage PLAIN.";
 	if (problem != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("events cannot be written to \"%s\"",
-						RelationGetRelationName(relation)),
-				 errdetail_internal("%s", problem),
-				 errhint("It must be as the extension has made it.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("events cannot be written to \"%s\"",
+							   RelationGetRelationName(relation)),
+						errdetail_internal("%s", problem),
+						errhint("It must be as the extension has made it.")));
 	list_free(indexes);
 }
 

@@ -393,9 +393,9 @@ append_time(StringInfo query, const Backfill *backfill, Relation relation)
 		appendStringInfoString(query, "NULL::pg_catalog.timestamptz");
 		return;
 	}
-	column =
-		find_column(backfill, relation, backfill->time_word,
-					parse_column(backfill, backfill->time_word, backfill->time));
+	column = find_column(
+		backfill, relation, backfill->time_word,
+		parse_column(backfill, backfill->time_word, backfill->time));
 	switch (column_kind(column->atttypid))
 	{
 		case COLUMN_DATE:
@@ -420,9 +420,9 @@ append_attributes(StringInfo query, const Backfill *backfill, Relation relation)
 		appendStringInfoString(query, "NULL::pg_catalog.jsonb");
 		return;
 	}
-	column = find_column(
-		backfill, relation, "attributes",
-		parse_column(backfill, "attributes", backfill->attributes));
+	column =
+		find_column(backfill, relation, "attributes",
+					parse_column(backfill, "attributes", backfill->attributes));
 	if (column_kind(column->atttypid) != COLUMN_JSONB)
 		report_wrong_type(backfill, relation, column, "attributes", "jsonb");
 	append_column(query, column);

@@ -28,8 +28,8 @@ granted_view(FunctionCallInfo fcinfo, const char *view)
 		getExtensionOfObject(RelationRelationId, relation) != extension)
 		return superuser();
 	return pg_class_aclcheck(relation, role, ACL_SELECT) == ACLCHECK_OK ||
-		   pg_attribute_aclcheck_all(relation, role, ACL_SELECT,
-									 ACLMASK_ANY) == ACLCHECK_OK;
+		   pg_attribute_aclcheck_all(relation, role, ACL_SELECT, ACLMASK_ANY) ==
+			   ACLCHECK_OK;
 }
 
 void
