@@ -109,6 +109,16 @@ has_control_characters(const char *text)
 	return false;
 }
 
+/*
+ * Has the server's message on a value that is refused not quote it: it may hold
+ * a secret.
+ */
+static void
+hide_value(const char *name)
+{
+	GUC_check_errmsg("invalid value for parameter \"%s\"", name);
+}
+
 static bool
 check_endpoint(char **value, void **extra, GucSource source)
 {
@@ -118,6 +128,9 @@ check_endpoint(char **value, void **extra, GucSource source)
 
 	if (length == 0)
 		return true;
+	/* a user and a password, or a key as an argument */
+	if (strpbrk(endpoint, "@?#") != NULL)
+		hide_value("absmartly.endpoint");
 	if (length >= SHARED_MAX_ENDPOINT)
 	{
 		GUC_check_errdetail("An endpoint has at most %d bytes.",
@@ -209,9 +222,19 @@ check_path(char **value, void **extra, GucSource source)
 	return true;
 }
 
+/* A key that is given here in place of its file must not be quoted. */
+static bool
+check_key_path(char **value, void **extra, GucSource source)
+{
+	hide_value("absmartly.api_key_file");
+	return check_path(value, extra, source);
+}
+
 static bool
 check_proxy(char **value, void **extra, GucSource source)
 {
+	if (strchr(*value, '@') != NULL)
+		hide_value("absmartly.proxy");
 	if (has_control_characters(*value) || strchr(*value, ' ') != NULL)
 	{
 		GUC_check_errdetail("A proxy has no blanks or control characters.");
@@ -219,8 +242,6 @@ check_proxy(char **value, void **extra, GucSource source)
 	}
 	if (strchr(*value, '@') != NULL)
 	{
-		/* without the value: it may hold a password */
-		GUC_check_errmsg("invalid value for parameter \"absmartly.proxy\"");
 		GUC_check_errdetail("A proxy holds no user name or password.");
 		return false;
 	}
@@ -241,8 +262,7 @@ check_api_key(char **value, void **extra, GucSource source)
 	for (const char *c = *value; *c != '\0'; c++)
 		if ((unsigned char) *c <= 0x20 || (unsigned char) *c >= 0x7f)
 		{
-			GUC_check_errmsg("invalid value for parameter "
-							 "\"absmartly.api_key\"");
+			hide_value("absmartly.api_key");
 			GUC_check_errdetail("An API key has no blanks, control characters "
 								"or non-ASCII characters.");
 			return false;
@@ -250,8 +270,7 @@ check_api_key(char **value, void **extra, GucSource source)
 
 	if (length > SETTINGS_MAX_API_KEY)
 	{
-		GUC_check_errmsg("invalid value for parameter "
-						 "\"absmartly.api_key\"");
+		hide_value("absmartly.api_key");
 		GUC_check_errdetail("An API key has at most %d characters.",
 							SETTINGS_MAX_API_KEY);
 		return false;
@@ -560,7 +579,7 @@ settings_define(void)
 	define_string("absmartly.api_key_file",
 				  "File that holds the API key for the collector.",
 				  &settings_api_key_file, "", PGC_SUSET, GUC_SUPERUSER_ONLY,
-				  check_path, NULL, NULL);
+				  check_key_path, NULL, NULL);
 	define_string(
 		"absmartly.api_key", "API key for the collector, if not in a file.",
 		&api_key_shown, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY | GUC_NO_SHOW_ALL,

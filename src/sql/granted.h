@@ -14,6 +14,8 @@
 
 #include "fmgr.h"
 
+#include "compat.h"
+
 /*
  * Whether the present role may read any column of a view that belongs to the
  * same extension as the function that is called.

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include <ctype.h>
+#include <sys/stat.h>
 
 #include "common/pg_prng.h"
 #include "mb/pg_wchar.h"
@@ -141,14 +142,43 @@ collector_forget_key(CollectorKey *key)
 	explicit_bzero(key, sizeof(*key));
 }
 
+/* Warns once of a file that others may read, by the rules for a server's key.
+ */
+static void
+check_access(FILE *file)
+{
+	static bool told = false;
+	struct stat status;
+	mode_t forbidden = S_IRWXG | S_IRWXO;
+
+	if (fstat(fileno(file), &status) != 0)
+		return;
+	if (status.st_uid == 0)
+		forbidden = S_IWGRP | S_IXGRP | S_IRWXO;
+	if ((status.st_mode & forbidden) == 0)
+		told = false;
+	else if (!told)
+	{
+		told = true;
+		ereport(WARNING,
+				(errmsg("the file of \"absmartly.api_key_file\" can be read by "
+						"others"),
+				 errdetail("Its permissions are 0%03o.",
+						   (unsigned int) (status.st_mode & 0777)),
+				 errhint("It should have permissions 0600 if the server's user "
+						 "owns it, 0640 if root does.")));
+	}
+}
+
 char *
 collector_read_key(CollectorKey *key)
 {
 	FILE *file;
-	char buffer[SETTINGS_MAX_API_KEY + 2];
+	char buffer[HTTP_MARK_BYTES + SETTINGS_MAX_API_KEY + 2];
 	size_t length;
 	char *start = buffer;
 	char *error = NULL;
+	bool valid = true;
 
 	if (settings_api_key_file[0] == '\0')
 	{
@@ -161,17 +191,21 @@ collector_read_key(CollectorKey *key)
 	if (file == NULL)
 		return psprintf("could not open the file of "
 						"\"absmartly.api_key_file\": %m");
+	check_access(file);
 	length = fread(buffer, 1, sizeof(buffer) - 1, file);
 	FreeFile(file);
 	buffer[length] = '\0';
 
 	while (length > 0 && isspace((unsigned char) buffer[length - 1]))
 		buffer[--length] = '\0';
+	start += http_mark(buffer, length);
 	while (isspace((unsigned char) *start))
 		start++;
-	length = strlen(start);
-	if (length == 0 || length > SETTINGS_MAX_API_KEY ||
-		strcspn(start, " \t\r\n\v\f") != length)
+	length -= start - buffer;
+	for (size_t i = 0; i < length; i++)
+		valid &=
+			(unsigned char) start[i] > 0x20 && (unsigned char) start[i] < 0x7f;
+	if (length == 0 || length > SETTINGS_MAX_API_KEY || !valid)
 		error = psprintf("the file of \"absmartly.api_key_file\" must hold one "
 						 "key of at most %d characters",
 						 SETTINGS_MAX_API_KEY);

@@ -439,6 +439,7 @@ static void
 finish_request(HttpClient *client, HttpRequest *request, HttpOutcome outcome)
 {
 	HttpAnswer *answer = &request->answer;
+	size_t mark;
 	sigset_t before;
 
 	if (request->curl)
@@ -469,8 +470,9 @@ finish_request(HttpClient *client, HttpRequest *request, HttpOutcome outcome)
 	clean_text(request->error);
 	clean_text(request->content_type);
 	answer->outcome = outcome;
-	answer->body = request->body ? request->body : "";
-	answer->body_length = request->body_length;
+	mark = request->body ? http_mark(request->body, request->body_length) : 0;
+	answer->body = request->body ? request->body + mark : "";
+	answer->body_length = request->body_length - mark;
 	answer->content_type = request->content_type;
 	answer->retry_after = parse_retry_after(request->retry_after);
 	answer->error = request->error;

@@ -50,12 +50,25 @@ typedef struct HttpOptions
 	void *tag; /* the caller's */
 } HttpOptions;
 
+/* Bytes of a byte order mark in UTF-8, which is no part of a text. */
+#define HTTP_MARK_BYTES 3
+
+/* How many bytes at the start of a text are such a mark. */
+static inline size_t
+http_mark(const char *text, size_t length)
+{
+	return length >= HTTP_MARK_BYTES &&
+				   memcmp(text, "\xef\xbb\xbf", HTTP_MARK_BYTES) == 0
+			   ? HTTP_MARK_BYTES
+			   : 0;
+}
+
 typedef struct HttpAnswer
 {
 	HttpOutcome outcome;
 	int status; /* 0 unless there was a status line */
-	const char *body; /* NUL-terminated; "" if none, and "" unless
-					   * HTTP_ANSWERED */
+	const char *body; /* NUL-terminated, without a byte order mark; "" if
+					   * none, and "" unless HTTP_ANSWERED */
 	size_t body_length;
 	const char *content_type; /* "" if none */
 	int retry_after; /* s; -1: none */

@@ -171,6 +171,65 @@ ok(await_sql($node, 'SELECT last_fetch_error IS NULL FROM absmartly_stat', 't'),
 fails_with($node, q{ALTER DATABASE postgres SET absmartly.proxy = 'http://user:word@127.0.0.1:3128'}, '22023',
 	qr/A proxy holds no user name or password/, 'a proxy with a password');
 
+# and never quote: users, passwords and keys that came to the wrong place
+for my $case (
+	[ 'endpoint', 'https://mona:s3cr3t@acme.absmartly.io/v1', qr/no user name or password/ ],
+	[ 'endpoint', 'HTTP://mona:s3cr3t@acme.absmartly.io/v1', qr/no user name or password/ ],
+	[ 'endpoint', 'ftp://mona:s3cr3t@acme.absmartly.io/v1', qr/starts with/ ],
+	[ 'endpoint', 'mona:s3cr3t@acme.absmartly.io/v1', qr/starts with/ ],
+	[ 'endpoint', 'https://:s3cr3t@acme.absmartly.io/v1', qr/names no host/ ],
+	[ 'endpoint', 'https://mona:s3cr3t @acme.absmartly.io/v1', qr/no blanks/ ],
+	[ 'endpoint', 'https://acme.absmartly.io/v1?key=s3cr3t', qr/no query/ ],
+	[ 'endpoint', 'https://acme.absmartly.io/v1#s3cr3t', qr/no fragment/ ],
+	[ 'endpoint', 'https://mona:s3cr3t@' . 'a' x 1100, qr/at most 1023/ ],
+	[ 'proxy', 'http://mona:s3cr3t@127.0.0.1:3128', qr/no user name or password/ ],
+	[ 'proxy', 'http://mona: s3cr3t@127.0.0.1:3128', qr/no blanks/ ],
+	[ 'api_key_file', 's3cr3t', qr/absolute path/ ])
+{
+	my ($name, $value, $message) = @$case;
+
+	$offset = -s $node->logfile;
+	($status, $output, $error) = $node->psql('postgres', "SET log_min_error_statement = panic; SET log_statement = none;\nSET absmartly.$name = '$value'");
+	like($error, $message, "a wrong $name: " . substr($value, 0, 50));
+	unlike($error . substr(log_of($node), $offset), qr/s3cr3t/, 'is not quoted');
+}
+$offset = -s $node->logfile;
+configure($node, "absmartly.endpoint = 'https://mona:s3cr3t\@acme.absmartly.io/v1'");
+ok(await(sub { substr(log_of($node), $offset) =~ /invalid value for parameter "absmartly.endpoint"/ }), 'one in the configuration file is reported');
+unlike(substr(log_of($node), $offset), qr/s3cr3t/, 'and not quoted');
+$node->adjust_conf('postgresql.conf', 'absmartly.endpoint', "'" . $collector->url('/v1') . "'");
+$node->reload;
+
+# a file of the key that others may read
+my $key_file = write_key($node, 'good');
+$offset = -s $node->logfile;
+chmod 0644, $key_file or die $!;
+$node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')}) for 1 .. 3;
+my @told = substr(log_of($node), $offset) =~ /WARNING: .*can be read by others\n.*DETAIL: .*0644/g;
+is(scalar @told, 1, 'a file of the key that others may read is reported, once');
+chmod 0600, $key_file or die $!;
+$node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')});
+chmod 0604, $key_file or die $!;
+$node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')});
+like(substr(log_of($node), $offset), qr/DETAIL: .*0604/, 'and again after it was put right');
+
+# what editors leave in front of a text
+write_key($node, "\xef\xbb\xbfgood");
+$node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')});
+pass('a byte order mark is no part of the key');
+for my $wrong ("\xef\xbb\xbf", "go\xc3\xb6d", "good\0good", "good key")
+{
+	write_key($node, $wrong);
+	fails_with($node, 'SELECT absmartly_refresh();', '08006', qr/must hold one key/, 'this is no key');
+}
+write_key($node, 'good');
+$collector->set_data('/v1', "\xef\xbb\xbf" . experiments(experiment('marked')));
+$node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')});
+is($node->safe_psql('postgres', 'SELECT name FROM absmartly_experiments'), 'marked', 'nor of the data');
+is($node->safe_psql('postgres', q{SELECT data -> 'experiments' -> 0 ->> 'name' FROM absmartly_shared_data()}), 'marked', 'which is shown as JSON');
+$collector->set_data('/v1', experiments(experiment('exp')));
+$node->safe_psql('postgres', q{SELECT absmartly_refresh('20 s')});
+
 # the time-out of a refresh can be handled where it is called
 $collector->fault('/v1', { match => { method => 'GET' }, hang => 1, times => 1 });
 fails_with($node, q{SELECT absmartly_refresh('100 ms')}, '08006', qr/time-out while waiting/, 'a refresh whose time is over');
