@@ -17,6 +17,7 @@
 
 #include "compat.h"
 #include "data/shared.h"
+#include "data/store.h"
 #include "engine/json.h"
 #include "interrupt.h"
 #include "settings.h"
@@ -359,6 +360,15 @@ compare_overrides(const void *left, const void *right)
 	return memcmp(a->name, b->name, a->length);
 }
 
+/* A name, which is UTF-8, in the database's encoding where there is one. */
+static const char *
+name_for_message(const char *name)
+{
+	return GetDatabaseEncoding() == PG_UTF8
+			   ? name
+			   : store_message(name, CurrentMemoryContext);
+}
+
 static bool
 check_overrides(char **value, void **extra, GucSource source)
 {
@@ -417,7 +427,7 @@ check_overrides(char **value, void **extra, GucSource source)
 			{
 				GUC_check_errdetail("The variant of experiment \"%s\" is not "
 									"an integer.",
-									json_text(name));
+									name_for_message(json_text(name)));
 				valid = false;
 				break;
 			}
