@@ -47,6 +47,10 @@ for my $encoding (qw(UTF8 LATIN1 SQL_ASCII))
 		"$encoding: and differ where they differ");
 	is($node->safe_psql($name, "$utf8 SET absmartly.overrides = '{\"caf\xc3\xa9\": 5}'; SELECT absmartly_peek_treatment('{}', 'caf\xc3\xa9')"), '5',
 		"$encoding: overrides are found by name");
+	fails_with($node, "$utf8 SET absmartly.overrides = '{\"caf\xc3\xa9\": \"x\"}';", '22023', qr/DETAIL: .*"caf\xc3\xa9" is not an integer/,
+		"$encoding: a message names what is wrong in the database's encoding", database => $name);
+	fails_with($node, "$utf8 SET absmartly.overrides = '{\"sn\\u2603w\": 1.5}';", '22023', qr/DETAIL: .*"sn(?:\?|\xe2\x98\x83)w" is not an integer/,
+		"$encoding: as far as that can", database => $name);
 	is($node->safe_psql($name, "$utf8 SELECT convert_from(absmartly_utf8_bytes('\xc3\xa9')::text::bytea, 'UTF8')"), '{195,169}',
 		"$encoding: bytes are UTF-8's");
 }
