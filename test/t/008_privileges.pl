@@ -164,8 +164,8 @@ sub exposed_as
 like(exposed_as('stranger', $_), qr/permission denied/, "a stranger may not: $_")
 	for q{SELECT absmartly_track('{"user_id": 1}', 'forged')}, q{SELECT absmartly_peek_treatment('{"user_id": 1}', 'exp')},
 	'TABLE absmartly_experiments', 'SELECT absmartly_context_create()', q{CALL absmartly_backfill_goals('pg_class', 'oid', 'g', 'u=oid')};
-is(exposed_as('shop', q{SELECT absmartly_treatment('{"user_id": 1}', 'exp'), absmartly_variable_value('{"user_id": 1}', 'colour', ''::text)}),
-	'1|red', 'the application assigns');
+is(exposed_as('shop', q{SELECT absmartly_treatment('{"user_id": 1}', 'exp'), absmartly_unit_treatment(2, 'exp')}),
+	'1|1', 'the application assigns');
 is(exposed_as('shop', q{SELECT absmartly_track('{"user_id": 1}', 'sold')}), '', 'and tracks');
 like(exposed_as('shop', 'TABLE absmartly_outbox'), qr/permission denied/, 'and sees no outbox');
 unlike(exposed_as('on_call', "TABLE $_"), qr/ERROR/, "those on call read $_")
