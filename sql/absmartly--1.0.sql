@@ -475,7 +475,9 @@ COMMENT ON FUNCTION absmartly_outbox_guard() IS
 REVOKE ALL ON FUNCTION absmartly_outbox_guard() FROM PUBLIC;
 
 -- Sessions without the library load it for a REFRESH, which then is of this one.
-CREATE MATERIALIZED VIEW absmartly_outbox_nothing AS SELECT WHERE false
+CREATE MATERIALIZED VIEW absmartly_outbox_nothing
+USING heap
+AS SELECT WHERE false
 WITH NO DATA;
 COMMENT ON MATERIALIZED VIEW absmartly_outbox_nothing IS
 'what is refreshed in place of the outbox';
