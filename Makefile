@@ -6,6 +6,7 @@
 #	make, make install	build and install for the server of PG_CONFIG
 #	make installcheck	those regression tests that need no preloading, on a running server
 #	make check		everything: set-up, build, install, all tests, on private servers
+#	make check-hardened	the same and more on a PostgreSQL that finds faults, which it builds (PARTS="assert sanitize ...")
 #	make lint, make format	static checks; the sources' layout
 #	make demo, demo-stop	a private server with everything on it; its end
 #	make collector		the development collector alone
@@ -22,7 +23,7 @@ VERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" absmartly.control)
 PG_CONFIG ?= pg_config
 PKG_CONFIG ?= pkg-config
 
-PROJECT_GOALS = check lint format demo demo-stop collector engine-test engine-programs fuzz-test fuzz-programs conformance \
+PROJECT_GOALS = check check-hardened lint format demo demo-stop collector engine-test engine-programs fuzz-test fuzz-programs conformance \
 	conformance-server bench dist version
 
 ifneq (,$(filter $(PROJECT_GOALS),$(MAKECMDGOALS)))
@@ -42,6 +43,9 @@ endif
 
 check:
 	@tools/check
+
+check-hardened:
+	@tools/check-hardened
 
 lint:
 	@tools/lint

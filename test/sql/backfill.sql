@@ -137,8 +137,8 @@ CREATE FUNCTION backfill_hostile.greater(bigint, bigint) RETURNS boolean LANGUAG
 CREATE OPERATOR backfill_hostile.> (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = backfill_hostile.greater);
 CREATE FUNCTION backfill_hostile.count() RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE 'hostile'; END $$;
 CREATE FUNCTION backfill_hostile.jsonb_build_object(VARIADIC "any") RETURNS jsonb LANGUAGE internal AS 'jsonb_build_object_noargs';
-SET search_path = backfill_hostile, public, pg_catalog;
-CALL public.absmartly_backfill_goals('backfill_orders', 'id', 'backfill hostile', 'device', 'id', chunk => 300);
+SET search_path = backfill_hostile, public, absmartly_elsewhere, pg_catalog;
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill hostile', 'device', 'id', chunk => 300);
 RESET search_path;
 SELECT count(*), count(DISTINCT properties ->> 'id') FROM backfill_events WHERE goal = 'backfill hostile';
 

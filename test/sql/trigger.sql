@@ -3,7 +3,7 @@ SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS absmartly;
 RESET client_min_messages;
 CREATE SCHEMA trigger_test;
-SET search_path = trigger_test, public;
+SET search_path = trigger_test, public, absmartly_elsewhere;
 
 -- what waits
 CREATE VIEW goals AS
@@ -382,7 +382,7 @@ SET ROLE trigger_user;
 SET search_path = '';
 INSERT INTO trigger_test.many VALUES (20001);
 RESET ROLE;
-SET search_path = trigger_test, public;
+SET search_path = trigger_test, public, absmartly_elsewhere;
 SELECT properties FROM goals WHERE goal = 'many' AND properties LIKE '{"amount":null%';
 SET client_min_messages = warning;
 DROP SCHEMA trigger_test CASCADE;

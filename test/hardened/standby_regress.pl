@@ -1,0 +1,39 @@
+
+# The regression tests on a server that compares each page that its standby has replayed.
+
+use strict;
+use warnings;
+
+use AbsmartlyTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $primary = start_node('primary', streaming => 1, extension => 0, settings => <<'EOT');
+wal_consistency_checking = all
+max_prepared_transactions = 4
+timezone = 'UTC'
+EOT
+$primary->backup('base');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($primary, 'base', has_streaming => 1);
+$standby->start;
+
+my @tests = map { m{([^/]+)\.sql$} } sort glob 'test/sql/*.sql';
+command_ok(
+	[
+		$ENV{PG_REGRESS}, '--bindir=' . $primary->config_data('--bindir'), '--host=' . $primary->host, '--port=' . $primary->port,
+		'--inputdir=test', '--outputdir=.', '--no-locale', '--encoding=UTF8', '--dbname=contrib_regression', @tests
+	],
+	'the regression tests pass');
+
+my $end = $primary->lsn('insert');
+await(
+	sub {
+		my ($status, $replayed) = $standby->psql('postgres', "SELECT pg_last_wal_replay_lsn() >= '$end'");
+		return $status != 0 || $replayed eq 't';
+	});
+is($standby->safe_psql('postgres', "SELECT pg_last_wal_replay_lsn() >= '$end'"), 't', 'the standby has replayed all of it');
+unlike(log_of($standby), qr/inconsistent page/, 'and found all pages the same');
+$_->stop for $standby, $primary;
+done_testing();
