@@ -129,19 +129,6 @@ typedef struct JsonbName
 } JsonbName;
 
 /*
- * Compiling may take seconds, and DROP DATABASE of any database waits until
- * every process has absorbed a barrier.  Nothing may be raised here, where
- * json-c has memory of its own.
- */
-static bool
-context_interrupted(void *context)
-{
-	if (ProcSignalBarrierPending)
-		ProcessProcSignalBarrier();
-	return ProcDiePending || QueryCancelPending;
-}
-
-/*
  * The caller of a host holds interrupts off, and what is raised there becomes a
  * status.
  */
@@ -150,8 +137,8 @@ check_interrupts(const StoreHost *host)
 {
 	if (host == NULL)
 		CHECK_FOR_INTERRUPTS();
-	else if (unlikely(InterruptPending) && context_interrupted(NULL))
-		ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
+	else if (unlikely(ProcDiePending || QueryCancelPending))
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
 						errmsg("interrupted while a value was stored")));
 }
 
@@ -507,6 +494,19 @@ static void
 context_free(void *context, void *chunk)
 {
 	pfree(chunk);
+}
+
+/*
+ * Compiling may take seconds, and DROP DATABASE of any database waits until
+ * every process has absorbed a barrier.  Nothing may be raised here, where
+ * json-c has memory of its own.
+ */
+static bool
+context_interrupted(void *context)
+{
+	if (ProcSignalBarrierPending)
+		ProcessProcSignalBarrier();
+	return ProcDiePending || QueryCancelPending;
 }
 
 void

@@ -30,7 +30,6 @@
 /* Warnings beyond this many are counted only. */
 #define MAX_WARNINGS 1000
 
-
 /* How much of a name is quoted in a warning. */
 #define QUOTED_NAME 64
 
@@ -1787,7 +1786,8 @@ compile_experiments(Compiler *compiler, EngineText list)
 	json_walk_begin(&walk, list);
 	while (json_walk_next(&walk, &text))
 	{
-		if (!goes_on(compiler, PROBE_COST) || !add_experiment(compiler, text, position++))
+		if (!goes_on(compiler, PROBE_COST) ||
+			!add_experiment(compiler, text, position++))
 			return false;
 	}
 	return true;

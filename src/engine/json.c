@@ -47,6 +47,9 @@
 /* What is longer is not read by json-c at once. */
 #define JSON_PIECE 16384
 
+/* The host is asked whether to go on once for so many values. */
+#define JSON_VALUES_PER_ASK 1024
+
 /* What a node costs when it is copied, in units of work.h */
 #define NODE_COST 8
 
@@ -71,7 +74,8 @@ typedef struct JsonReader
 	int max_depth;
 	uint64_t cost;
 	uint64_t max_cost;
-	Work work; /* while the text is only checked */
+	uint32_t values; /* that were checked */
+	Work work; /* of what is no value: blanks and digits */
 	Arena *arena; /* of the tree; tells when to stop */
 	EngineStatus status;
 	const char *problem; /* what is wrong at next; set with status */
@@ -352,10 +356,11 @@ read_characters(JsonReader *reader, bool is_name)
 		reader->next = next;
 		if (next > run)
 			opens_pair = false;
-		if (!goes_on(reader, (size_t) (next - run) + 1) ||
-			!emit(reader, run, (size_t) (next - run)))
+		if (!emit(reader, run, (size_t) (next - run)))
 			return false;
 
+		if (next == end && end < reader->end)
+			continue;
 		if (next == reader->end)
 			return unexpected(reader);
 		if (next == end)
@@ -469,7 +474,10 @@ count_value(JsonReader *reader)
 	reader->cost += JSON_VALUE_COST;
 	if (reader->cost > reader->max_cost)
 		return fail(reader, ENGINE_TOO_LARGE, "too many values");
-	return goes_on(reader, NODE_COST);
+	if (reader->values++ % JSON_VALUES_PER_ASK == 0 &&
+		arena_interrupted(reader->arena))
+		return fail(reader, ENGINE_NO_MEMORY, NULL);
+	return true;
 }
 
 /* An array or an object, reader->next being at its bracket. */
@@ -857,7 +865,8 @@ compare_names(const void *left, const void *right, void *argument)
 	JsonReader *reader = argument;
 	int order;
 
-	if (reader->arena->failed || !goes_on(reader, NODE_COST))
+	if (reader->arena->failed || (reader->values++ % JSON_VALUES_PER_ASK == 0 &&
+								  arena_interrupted(reader->arena)))
 		return 0;
 
 	if (a->count != b->count)
@@ -1035,9 +1044,9 @@ reader_open(JsonReader *reader, const char *text, size_t length, int max_depth,
 	reader->max_depth = max_depth;
 	reader->max_cost = max_cost;
 	reader->status = ENGINE_OK;
+	arena_init(&reader->scratch, arena->source);
 	work_begin(&reader->work, arena->source->interrupted,
 			   arena->source->context);
-	arena_init(&reader->scratch, arena->source);
 
 	if (length > JSON_MAX_TEXT)
 		(void) fail(reader, ENGINE_TOO_LARGE, "the text is too long");

@@ -158,7 +158,7 @@ put_tree(Builder *builder, const char *key, const JsonNode *tree)
 
 	store_host_init(&host, CurrentMemoryContext);
 	status = host.store_json(host.context, tree, &bytes, &length);
-	/* an interrupt looks like a want of memory */
+	/* an interrupt may look like a want of memory */
 	CHECK_FOR_INTERRUPTS();
 	if (status == ENGINE_NO_MEMORY || status == ENGINE_INTERRUPTED)
 		evaluation_raise(status);
