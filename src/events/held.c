@@ -69,6 +69,7 @@ make_room(ContextEntry *entry)
 {
 	int most = Max(entry->max_pages * 2, 4);
 
+	/* an error leaves an entry without pages, which is as good as none */
 	if (entry->npages < entry->max_pages)
 		return;
 	entry->pages = entry->pages == NULL

@@ -84,9 +84,9 @@ typedef bool (*OutboxHolds)(uint64 context, uint64 sequence, bool old,
 							TimestampTz *until);
 
 /*
- * Starts afresh, at the worker's start and when the endpoint has changed:
- * nothing is in flight, all is to be read.  Records for the endpoints that
- * were in force since the server's start are this worker's own.
+ * Starts afresh, at the worker's start, when the endpoint has changed, and
+ * after an error: nothing is in flight, all is to be read.  Records for the
+ * endpoints that were in force since the server's start are this worker's own.
  */
 extern void outbox_worker_start(DatabaseState *state, OutboxHolds holds);
 
@@ -106,6 +106,12 @@ extern void outbox_pass_begin(void);
 extern bool outbox_read_begin(void);
 extern EventRecord *outbox_read(bool *end);
 extern void outbox_read_end(void);
+
+/*
+ * An error has ended the reading: what was not given by then is read again, in
+ * the next pass.  Raises nothing.
+ */
+extern void outbox_read_failed(void);
 
 /* Makes sure that what was read is committed for good. */
 extern void outbox_flush(void);

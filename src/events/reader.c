@@ -73,6 +73,7 @@ typedef struct StoredRecord
 	int chunks; /* how many there must be */
 	bool held; /* its row says so */
 	bool to_hold; /* it is to be parked for that */
+	bool handed_out; /* or copied to the third heap */
 } StoredRecord;
 
 /* the tuple by which a record in flight is known: its first one */
@@ -137,6 +138,9 @@ static List *page_records = NIL; /* read, and not handed out yet */
 static List *incomplete = NIL; /* whose chunks are still to come */
 static List *to_park = NIL;
 static List *parked_records = NIL; /* and their originals not marked yet */
+static EventRecord **parked_array = NULL; /* the same, to be acknowledged */
+static int max_parked_array = 0;
+static MemoryContext compaction = NULL; /* for the time that it takes */
 static XLogRecPtr flush_up_to = InvalidXLogRecPtr;
 static bool parked_wanted; /* all of the third heap is to be read */
 static bool parked_changed = false;
@@ -275,16 +279,15 @@ let_go(const EventRecord *record)
 {
 	const StoredRecord *stored = (const StoredRecord *) record;
 
-	land(record);
-	if (record->place != RECORD_PARKED)
-		return;
-	if (!stored->held)
-		parked_wanted = true;
-	else
+	/* what may fail comes first: the record is in flight still */
+	if (record->place == RECORD_PARKED && stored->held)
 		for (int i = 0; i < record->ntids; i++)
 			held_add(record->payload.context,
 					 ItemPointerGetBlockNumber(&record->tids[i]),
 					 record->payload.sequence);
+	else if (record->place == RECORD_PARKED)
+		parked_wanted = true;
+	land(record);
 }
 
 static bool
@@ -301,17 +304,46 @@ is_my_endpoint(int64 endpoint)
 static void
 forget_records(List **records)
 {
-	ListCell *cell;
-
-	foreach (cell, *records)
+	while (*records != NIL)
 	{
-		EventRecord *record = lfirst(cell);
+		EventRecord *record = llast(*records);
 
 		let_go(record);
+		*records = list_delete_last(*records);
 		pfree(record);
 	}
-	list_free(*records);
-	*records = NIL;
+}
+
+/*
+ * Reading has failed, anywhere: what was not handed out by then is to be read
+ * again.  Raises nothing.
+ */
+void
+outbox_read_failed(void)
+{
+	HASH_SEQ_STATUS scan;
+	Flight *flight;
+
+	if (in_flight == NULL)
+		return;
+	list_free(page_records);
+	list_free(incomplete);
+	list_free(to_park);
+	page_records = NIL;
+	incomplete = NIL;
+	to_park = NIL;
+	hash_seq_init(&scan, in_flight);
+	while ((flight = hash_seq_search(&scan)) != NULL)
+	{
+		EventRecord *record = flight->record;
+
+		if (((StoredRecord *) record)->handed_out)
+			continue;
+		if (record->place == RECORD_PARKED)
+			parked_wanted = true;
+		(void) hash_search(in_flight, &flight->key, HASH_REMOVE, NULL);
+		pfree(record);
+	}
 }
 
 /* Records of endpoints that were in force before: are now for this one. */
@@ -386,36 +418,54 @@ had_other_endpoint(void)
 	return worker_state->endpoints[1] != 0;
 }
 
+/* Forgets everything, in whatever state an error has left it. */
+static void
+forget_everything(void)
+{
+	MemoryContext memory = records_context;
+
+	records_context = NULL;
+	in_flight = NULL;
+	page_records = NIL;
+	incomplete = NIL;
+	to_park = NIL;
+	parked_records = NIL;
+	parked_array = NULL;
+	max_parked_array = 0;
+	compaction = NULL;
+	parked_pages = NULL;
+	nparked_pages = 0;
+	max_parked_pages = 0;
+	memset(knowledge, 0, sizeof(knowledge));
+	memset(&pass, 0, sizeof(pass));
+	parked_wanted = true;
+	parked_changed = true;
+	if (memory != NULL)
+		MemoryContextDelete(memory);
+}
+
 void
 outbox_worker_start(DatabaseState *state, OutboxHolds holds)
 {
 	MemoryContext context = CurrentMemoryContext;
+	MemoryContext memory;
+	HASHCTL control = {0};
 
-	if (records_context == NULL)
-	{
-		HASHCTL control = {0};
-
-		records_context = AllocSetContextCreate(
-			TopMemoryContext, "absmartly records", ALLOCSET_DEFAULT_SIZES);
-		control.keysize = sizeof(FlightKey);
-		control.entrysize = sizeof(Flight);
-		control.hcxt = records_context;
-		in_flight = hash_create("absmartly records in flight", 4096, &control,
-								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-		held_init(records_context);
-	}
+	forget_everything();
 	worker_state = state;
 	worker_holds = holds;
-	forget_records(&page_records);
-	forget_records(&incomplete);
-	forget_records(&to_park);
-	forget_records(&parked_records);
-	held_forget_all();
-	for (int i = 0; i < 2; i++)
-		know_nothing(&knowledge[i]);
-	pass.heaps = 0;
-	parked_wanted = true;
-	parked_changed = true;
+
+	/* it is the caller's until all is in it */
+	memory = AllocSetContextCreate(context, "absmartly records",
+								   ALLOCSET_DEFAULT_SIZES);
+	control.keysize = sizeof(FlightKey);
+	control.entrysize = sizeof(Flight);
+	control.hcxt = memory;
+	in_flight = hash_create("absmartly records in flight", 4096, &control,
+							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	held_init(memory);
+	MemoryContextSetParent(memory, TopMemoryContext);
+	records_context = memory;
 
 	if (state->target.endpoint[0] != '\0' && had_other_endpoint())
 	{
@@ -634,7 +684,10 @@ is_wanted(const HeapRow *row, const HeapTupleData *tuple)
 	}
 }
 
-/* Takes a row that waits; runs under the page's lock. */
+/*
+ * Takes a row that waits; runs under the page's lock.  An error may leave its
+ * record in flight and in no list: see outbox_read_failed().
+ */
 static bool
 take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
@@ -739,10 +792,14 @@ enter_parked(void)
 	}
 	else
 	{
-		if (pass.free_pages != NULL)
-			pfree(pass.free_pages);
-		pass.free_pages = held_free_pages(worker_holds, &pass.nfree);
+		HeldPage *before = pass.free_pages;
+
+		pass.free_pages = NULL;
+		pass.nfree = 0;
 		pass.free_at = 0;
+		if (before != NULL)
+			pfree(before);
+		pass.free_pages = held_free_pages(worker_holds, &pass.nfree);
 	}
 }
 
@@ -818,10 +875,11 @@ outbox_read(bool *end)
 		read_page(place, page);
 	}
 	{
-		EventRecord *record = linitial(page_records);
+		StoredRecord *stored = linitial(page_records);
 
 		page_records = list_delete_first(page_records);
-		return record;
+		stored->handed_out = true;
+		return &stored->record;
 	}
 }
 
@@ -905,25 +963,23 @@ report_parked(int foreign, int unreadable)
 static void
 acknowledge_parked(void)
 {
-	static EventRecord **records = NULL;
-	static int most = 0;
 	int number = list_length(parked_records);
 
 	if (number == 0)
 		return;
-	if (number > most)
+	if (number > max_parked_array)
 	{
-		if (records != NULL)
-			pfree(records);
-		records = NULL;
-		most = 0;
-		records =
+		if (parked_array != NULL)
+			pfree(parked_array);
+		parked_array = NULL;
+		max_parked_array = 0;
+		parked_array =
 			MemoryContextAlloc(records_context, number * sizeof(EventRecord *));
-		most = number;
+		max_parked_array = number;
 	}
 	for (int i = 0; i < number; i++)
-		records[i] = list_nth(parked_records, i);
-	outbox_acknowledge(records, number, false);
+		parked_array[i] = list_nth(parked_records, i);
+	outbox_acknowledge(parked_array, number, false);
 	list_free_deep(parked_records);
 	parked_records = NIL;
 }
@@ -932,6 +988,7 @@ void
 outbox_read_end(void)
 {
 	List *parked = to_park;
+	List *all_parked;
 	MemoryContext caller;
 	ListCell *cell;
 	int foreign = 0;
@@ -951,24 +1008,36 @@ outbox_read_end(void)
 	for (int place = 0; place < HEAPS_COUNT; place++)
 		relation_close(reading[place], RowExclusiveLock);
 	PopActiveSnapshot();
+	caller = MemoryContextSwitchTo(records_context);
+	all_parked = list_concat_copy(parked_records, parked);
+	MemoryContextSwitchTo(caller);
 	CommitTransactionCommand();
-	to_park = NIL;
-	for (int i = 0; i < nparked_pages; i++)
-		held_add(parked_pages[i].key, parked_pages[i].page,
-				 parked_pages[i].sequence);
+	/* whatever fails from here on, the copies are there */
 	foreach (cell, parked)
 	{
-		const StoredRecord *stored = lfirst(cell);
+		StoredRecord *stored = lfirst(cell);
 		const EventPayload *payload = &stored->record.payload;
 
+		stored->handed_out = true;
 		if (stored->to_hold && payload->prepared)
 			context_slot_count(payload->context,
 							   payload->exposures + payload->goals);
 	}
-	caller = MemoryContextSwitchTo(records_context);
-	parked_records = list_concat(parked_records, parked);
+	list_free(parked_records);
+	parked_records = all_parked;
+	to_park = NIL;
 	list_free(parked);
-	MemoryContextSwitchTo(caller);
+	if (nparked_pages > 0)
+	{
+		bool wanted = parked_wanted;
+
+		/* should this fail */
+		parked_wanted = true;
+		for (int i = 0; i < nparked_pages; i++)
+			held_add(parked_pages[i].key, parked_pages[i].page,
+					 parked_pages[i].sequence);
+		parked_wanted = wanted;
+	}
 	if (foreign + unreadable > 0)
 		report_parked(foreign, unreadable);
 	acknowledge_parked();
@@ -1329,7 +1398,6 @@ move_rows(Relation relation, const Staying *staying)
 static bool
 compact_parked(void)
 {
-	static MemoryContext work = NULL;
 	MemoryContext context = CurrentMemoryContext;
 	Staying staying = {.most = 64};
 	HeapWalk walk = {collect_row, NULL, &staying};
@@ -1339,10 +1407,10 @@ compact_parked(void)
 	int nflights = 0;
 	bool locked = false;
 
-	if (work == NULL)
-		work = AllocSetContextCreate(records_context, "absmartly compaction",
-									 ALLOCSET_DEFAULT_SIZES);
-	MemoryContextReset(work);
+	if (compaction == NULL)
+		compaction = AllocSetContextCreate(
+			records_context, "absmartly compaction", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(compaction);
 	forget_records(&incomplete);
 	forget_records(&to_park);
 
@@ -1353,7 +1421,7 @@ compact_parked(void)
 	if (relation != NULL)
 	{
 		locked = true;
-		MemoryContextSwitchTo(work);
+		MemoryContextSwitchTo(compaction);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		staying.tuples = palloc(staying.most * sizeof(HeapTuple));
 		staying.old = palloc(staying.most * sizeof(ItemPointerData));
@@ -1384,7 +1452,7 @@ compact_parked(void)
 		if (pass.at < pass.heaps && pass.order[pass.at] == RECORD_PARKED)
 			pass.entered = false;
 	}
-	MemoryContextReset(work);
+	MemoryContextReset(compaction);
 	return true;
 }
 

@@ -32,6 +32,7 @@
 #define START_LENGTH ((int) sizeof(BODY_START) - 1)
 
 #define FIRST_ITEMS 16
+#define FEW_RECORDS 8
 /* of the payloads of dead letters, as long as no event needs more */
 #define LETTER_SIZE ((uint32) 64 * 1024)
 /* of records that are set aside */
@@ -74,16 +75,17 @@ typedef struct Aside
 {
 	AsideKey key; /* first: the hash table's */
 	dlist_node node; /* in the order of their coming */
-	EventRecord **records;
+	EventRecord **records; /* few, or what has more room */
 	int nrecords;
 	int max_records;
+	EventRecord *few[FEW_RECORDS];
 } Aside;
 
 /* How many records of a context are there. */
 typedef struct ContextCount
 {
 	uint64 context; /* first: the hash table's */
-	int records;
+	int records; /* 0: one was to come, and did not */
 } ContextCount;
 
 /* An entry of the memory queue that a context holds; it is taken. */
@@ -111,6 +113,10 @@ static dlist_head live = DLIST_STATIC_INIT(live);
 static dlist_head done = DLIST_STATIC_INIT(done);
 static dlist_head refused = DLIST_STATIC_INIT(refused);
 static int noutbox_done = 0; /* records of the outbox in done */
+
+/* what an error must not leave behind: on its way into one of the lists */
+static EventRecord *loose_record = NULL;
+static BatchSource *loose_source = NULL;
 
 /* reading */
 static Decoder decoder;
@@ -141,38 +147,67 @@ static Decoder letter_header;
 static Encoder encoder;
 
 static HTAB *
-make_table(const char *name, Size key_size, Size entry_size)
+make_table(MemoryContext memory, const char *name, Size key_size,
+		   Size entry_size)
 {
 	HASHCTL control = {
-		.keysize = key_size, .entrysize = entry_size, .hcxt = batch_context};
+		.keysize = key_size, .entrysize = entry_size, .hcxt = memory};
 
 	return hash_create(name, 64, &control,
 					   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
+/* Forgets everything, in whatever state an error has left it. */
+static void
+forget_everything(void)
+{
+	MemoryContext memory = batch_context;
+
+	batch_context = NULL;
+	asides = NULL;
+	counts = NULL;
+	/* the queue has them again */
+	held_entries = NIL;
+	dlist_init(&live);
+	dlist_init(&done);
+	dlist_init(&refused);
+	dlist_init(&aside_order);
+	noutbox_done = 0;
+	loose_record = NULL;
+	loose_source = NULL;
+	reading = NULL;
+	record_open = false;
+	item_open = false;
+	outbox_open = false;
+	queue_more = false;
+	outbox_more = false;
+	aside_bytes = 0;
+	aside_due = false;
+	if (memory != NULL)
+		MemoryContextDelete(memory);
+}
+
 void
 batch_start(bool recovery)
 {
-	if (batch_context == NULL)
-	{
-		MemoryContext caller;
+	MemoryContext memory;
+	MemoryContext caller;
 
-		batch_context = AllocSetContextCreate(
-			TopMemoryContext, "absmartly delivery", ALLOCSET_DEFAULT_SIZES);
-		caller = MemoryContextSwitchTo(batch_context);
-		render_init(&render, NULL);
-		asides = make_table("absmartly contexts set aside", sizeof(AsideKey),
-							sizeof(Aside));
-		counts = make_table("absmartly records of contexts", sizeof(uint64),
-							sizeof(ContextCount));
-		MemoryContextSwitchTo(caller);
-	}
-	/* the queue has them again */
-	list_free_deep(held_entries);
-	held_entries = NIL;
+	forget_everything();
 	in_recovery = recovery;
-	queue_more = false;
-	outbox_more = false;
+
+	/* it is the caller's until all is in it */
+	memory = AllocSetContextCreate(CurrentMemoryContext, "absmartly delivery",
+								   ALLOCSET_DEFAULT_SIZES);
+	caller = MemoryContextSwitchTo(memory);
+	render_init(&render, NULL);
+	asides = make_table(memory, "absmartly contexts set aside",
+						sizeof(AsideKey), sizeof(Aside));
+	counts = make_table(memory, "absmartly records of contexts", sizeof(uint64),
+						sizeof(ContextCount));
+	MemoryContextSwitchTo(caller);
+	MemoryContextSetParent(memory, TopMemoryContext);
+	batch_context = memory;
 }
 
 /* Lets go of what waits in memory, as far as it is not held any more. */
@@ -220,7 +255,9 @@ batch_more(void)
 bool
 batch_has_context(uint64 context)
 {
-	return hash_search(counts, &context, HASH_FIND, NULL) != NULL;
+	const ContextCount *count = hash_search(counts, &context, HASH_FIND, NULL);
+
+	return count != NULL && count->records > 0;
 }
 
 bool
@@ -285,7 +322,7 @@ uncount_record(uint64 context)
 {
 	ContextCount *count = hash_search(counts, &context, HASH_FIND, NULL);
 
-	if (count != NULL && --count->records == 0)
+	if (count != NULL && --count->records <= 0)
 		(void) hash_search(counts, &context, HASH_REMOVE, NULL);
 }
 
@@ -304,6 +341,16 @@ free_source(BatchSource *source)
 	if (source->header != NULL)
 		pfree(source->header);
 	pfree(source);
+}
+
+/* Gives a record back, to be read again. */
+static void
+release_record(DatabaseState *state, EventRecord *record)
+{
+	if (record->place == RECORD_MEMORY)
+		queue_release(state, record);
+	else
+		outbox_release(record);
 }
 
 /* The events of a source wait no more: its context is told. */
@@ -344,11 +391,12 @@ keep_in_queue(EventRecord *record)
 	*held = (HeldEntry){payload->context, payload->sequence, record->id,
 						record->entry};
 	held_entries = lappend(held_entries, held);
+	loose_record = NULL;
 	pfree(record);
 	return true;
 }
 
-/* The next record of the pass, NULL if there is none now. */
+/* The next record of the pass, NULL if there is none now.  It is loose. */
 static EventRecord *
 next_record(DatabaseState *state, bool *blocked)
 {
@@ -357,7 +405,7 @@ next_record(DatabaseState *state, bool *blocked)
 	if (queue_more)
 	{
 		do
-			record = queue_take(state);
+			loose_record = record = queue_take(state);
 		while (record != NULL && keep_in_queue(record));
 		if (record != NULL)
 			return record;
@@ -375,7 +423,7 @@ next_record(DatabaseState *state, bool *blocked)
 			if (!outbox_open)
 				return NULL;
 		}
-		record = outbox_read(&end);
+		loose_record = record = outbox_read(&end);
 		if (record == NULL && end)
 			outbox_more = false;
 		if (record != NULL && record->payload.goals > 0)
@@ -449,18 +497,40 @@ begin_reading(BatchSource *source)
 static void
 begin_record(EventRecord *record)
 {
+	const EventOrigin *origin = origin_of(record);
 	BatchSource *source = palloc0(sizeof(BatchSource));
 
 	source->only.record = record;
 	source->records = &source->only;
 	source->nrecords = 1;
-	source->origin = origin_of(record);
+	source->origin = origin;
 	source->undone = 1;
 	dlist_push_tail(&live, &source->node);
+	loose_record = NULL;
 	begin_reading(source);
 }
 
-/* Sets a record of a session context aside. */
+/* Makes room for one more record. */
+static void
+grow_aside(Aside *aside)
+{
+	int most = aside->max_records * 2;
+	EventRecord **records;
+
+	if (aside->nrecords < aside->max_records)
+		return;
+	records = palloc(most * sizeof(EventRecord *));
+	memcpy(records, aside->records, aside->nrecords * sizeof(EventRecord *));
+	if (aside->records != aside->few)
+		pfree(aside->records);
+	aside->records = records;
+	aside->max_records = most;
+}
+
+/*
+ * Sets a record of a session context aside.  Nothing fails once there is
+ * something that an error would leave without its record.
+ */
 static void
 set_aside(EventRecord *record)
 {
@@ -472,30 +542,23 @@ set_aside(EventRecord *record)
 	memset(&key, 0, sizeof(key));
 	key.context = record->payload.context;
 	key.origin = origin_in_context(record);
+	count = hash_search(counts, &key.context, HASH_ENTER, &found);
+	if (!found)
+		count->records = 0;
 	aside = hash_search(asides, &key, HASH_ENTER, &found);
 	if (!found)
 	{
 		aside->nrecords = 0;
-		aside->max_records = 0;
-		aside->records = NULL;
+		aside->max_records = FEW_RECORDS;
+		aside->records = aside->few;
 		dlist_push_tail(&aside_order, &aside->node);
 	}
-	if (aside->nrecords == aside->max_records)
-	{
-		int most = Max(aside->max_records * 2, 8);
-		Size size = most * sizeof(EventRecord *);
-
-		aside->records = aside->records == NULL
-							 ? palloc(size)
-							 : repalloc(aside->records, size);
-		aside->max_records = most;
-	}
-	count = hash_search(counts, &key.context, HASH_ENTER, &found);
-	if (!found)
-		count->records = 0;
+	else
+		grow_aside(aside);
 	count->records++;
 	aside->records[aside->nrecords++] = record;
 	aside_bytes += record->payload.length + RECORD_OVERHEAD;
+	loose_record = NULL;
 }
 
 static void
@@ -506,7 +569,7 @@ forget_aside(Aside *aside)
 	for (int i = 0; i < aside->nrecords; i++)
 		aside_bytes -= aside->records[i]->payload.length + RECORD_OVERHEAD;
 	dlist_delete(&aside->node);
-	if (aside->records != NULL)
+	if (aside->records != aside->few)
 		pfree(aside->records);
 	(void) hash_search(asides, &key, HASH_REMOVE, NULL);
 }
@@ -566,14 +629,16 @@ make_header(BatchSource *source)
 	source->header_length = encoder.at.length;
 }
 
-/* A source of the records of a session context that were set aside. */
+/*
+ * A source with place for so many records of a session context.  It is loose.
+ */
 static BatchSource *
-make_context_source(const SourceRecord *records, int count, const AsideKey *key)
+make_context_source(int count, const AsideKey *key)
 {
 	BatchSource *source = palloc0(sizeof(BatchSource));
 
-	source->records = palloc(count * sizeof(SourceRecord));
-	memcpy(source->records, records, count * sizeof(SourceRecord));
+	loose_source = source;
+	source->records = palloc0(count * sizeof(SourceRecord));
 	source->nrecords = count;
 	source->context = key->context;
 	source->origin = key->origin;
@@ -586,8 +651,8 @@ begin_context(void)
 {
 	Aside *aside = dlist_head_element(Aside, node, &aside_order);
 	int count = aside->nrecords;
-	SourceRecord *records = palloc0(count * sizeof(SourceRecord));
-	BatchSource *source;
+	BatchSource *source = make_context_source(count, &aside->key);
+	SourceRecord *records = source->records;
 
 	qsort(aside->records, count, sizeof(EventRecord *), compare_records);
 	for (int i = 0; i < count; i++)
@@ -596,12 +661,11 @@ begin_context(void)
 		records[i].repeated = i > 0 && compare_records(&aside->records[i - 1],
 													   &aside->records[i]) == 0;
 	}
-	source = make_context_source(records, count, &aside->key);
-	pfree(records);
 	source->discarded = contexts_discard(source->context);
 	make_header(source);
 	forget_aside(aside);
 	dlist_push_tail(&live, &source->node);
+	loose_source = NULL;
 	begin_reading(source);
 }
 
@@ -657,9 +721,9 @@ begin_item(Batch *batch)
 
 	if (batch->nitems == batch->max_items)
 	{
-		batch->max_items *= 2;
 		batch->items =
-			repalloc(batch->items, batch->max_items * sizeof(BatchItem));
+			repalloc(batch->items, batch->max_items * 2 * sizeof(BatchItem));
+		batch->max_items *= 2;
 	}
 	if (batch->nitems > 0)
 		appendStringInfoChar(&batch->body, ',');
@@ -719,14 +783,16 @@ split_source(void)
 	BatchSource *source = reading;
 	AsideKey key = {source->context, source->origin};
 	int kept = reading_at + 1;
-	BatchSource *rest = make_context_source(&source->records[kept],
-											source->nrecords - kept, &key);
+	int left = source->nrecords - kept;
+	BatchSource *rest = make_context_source(left, &key);
 
+	memcpy(rest->records, &source->records[kept], left * sizeof(SourceRecord));
 	rest->header = palloc(source->header_length);
 	memcpy(rest->header, source->header, source->header_length);
 	rest->header_length = source->header_length;
 	source->nrecords = kept;
 	dlist_push_tail(&live, &rest->node);
+	loose_source = NULL;
 	finish_one(source);
 	begin_reading(rest);
 }
@@ -867,22 +933,54 @@ batch_fill(DatabaseState *state, Batch *batch, size_t max_bytes)
 	return result;
 }
 
+/* Gives back what was on its way into one of the lists. */
+static void
+release_loose(DatabaseState *state)
+{
+	EventRecord *record = loose_record;
+	BatchSource *source = loose_source;
+
+	if (source != NULL)
+	{
+		/* its records are elsewhere still */
+		loose_source = NULL;
+		if (source->records != NULL)
+			pfree(source->records);
+		if (source->header != NULL)
+			pfree(source->header);
+		pfree(source);
+	}
+	if (record != NULL)
+	{
+		const uint64 *context = &record->payload.context;
+		const ContextCount *count =
+			hash_search(counts, context, HASH_FIND, NULL);
+
+		if (count != NULL && count->records == 0)
+			(void) hash_search(counts, context, HASH_REMOVE, NULL);
+		release_record(state, record);
+		loose_record = NULL;
+		pfree(record);
+	}
+}
+
 void
-batch_recover(Batch *batch)
+batch_recover(DatabaseState *state, Batch *batch)
 {
 	outbox_open = false;
-	if (item_open)
-	{
+	queue_more = false;
+	outbox_more = false;
+	if (batch != NULL && item_open)
 		batch->body.len = (int) batch->items[batch->nitems].offset;
-		item_open = false;
-	}
+	item_open = false;
 	if (reading != NULL)
 	{
 		reading->give_back = true;
 		end_source();
 	}
-	queue_more = false;
-	outbox_more = false;
+	if (!in_recovery)
+		outbox_read_failed();
+	release_loose(state);
 }
 
 const char *
@@ -934,9 +1032,9 @@ move_items(const Batch *batch, int from, int to)
 	moved->nitems = to - from;
 	if (moved->nitems > moved->max_items)
 	{
-		moved->max_items = moved->nitems;
 		moved->items =
-			repalloc(moved->items, moved->max_items * sizeof(BatchItem));
+			repalloc(moved->items, moved->nitems * sizeof(BatchItem));
+		moved->max_items = moved->nitems;
 	}
 	for (int i = from; i < to; i++)
 	{
@@ -1172,21 +1270,23 @@ batch_have_done(void)
 	return !dlist_is_empty(&done);
 }
 
-/* Gives a record back, to be read again. */
+/* Gives the records of a source back, which is done if it says so. */
 static void
-release_record(DatabaseState *state, EventRecord *record)
+release_source(DatabaseState *state, BatchSource *source, bool is_done)
 {
-	if (record->place == RECORD_MEMORY)
-		queue_release(state, record);
-	else
-		outbox_release(record);
-}
+	/* one after another: an error leaves those that were not given back */
+	while (source->nrecords > 0)
+	{
+		EventRecord *record = source->records[source->nrecords - 1].record;
 
-static void
-release_source(DatabaseState *state, BatchSource *source)
-{
-	for (int i = 0; i < source->nrecords; i++)
-		release_record(state, source->records[i].record);
+		release_record(state, record);
+		source->nrecords--;
+		if (is_done && record->place != RECORD_MEMORY)
+			noutbox_done--;
+		if (source->context != 0)
+			uncount_record(source->context);
+		pfree(record);
+	}
 	free_source(source);
 }
 
@@ -1227,9 +1327,7 @@ settle_special(DatabaseState *state)
 
 		if (source->give_back)
 		{
-			if (!memory)
-				noutbox_done -= source->nrecords;
-			release_source(state, source);
+			release_source(state, source, true);
 			continue;
 		}
 		park_damaged(source);
@@ -1282,21 +1380,18 @@ release_asides(DatabaseState *state)
 	while (!dlist_is_empty(&aside_order))
 	{
 		Aside *aside = dlist_head_element(Aside, node, &aside_order);
-		EventRecord **records = aside->records;
-		int count = aside->nrecords;
 
-		aside->records = NULL;
-		for (int i = 0; i < count; i++)
-			aside_bytes -= records[i]->payload.length + RECORD_OVERHEAD;
-		aside->nrecords = 0;
-		forget_aside(aside);
-		for (int i = 0; i < count; i++)
+		while (aside->nrecords > 0)
 		{
-			release_record(state, records[i]);
-			uncount_record(records[i]->payload.context);
-			pfree(records[i]);
+			EventRecord *record = aside->records[aside->nrecords - 1];
+
+			release_record(state, record);
+			aside->nrecords--;
+			aside_bytes -= record->payload.length + RECORD_OVERHEAD;
+			uncount_record(record->payload.context);
+			pfree(record);
 		}
-		pfree(records);
+		forget_aside(aside);
 	}
 	aside_due = false;
 }
@@ -1313,9 +1408,11 @@ batch_release_all(DatabaseState *state)
 		pfree(letter);
 	}
 	while (!dlist_is_empty(&live))
-		release_source(state, dlist_head_element(BatchSource, node, &live));
+		release_source(state, dlist_head_element(BatchSource, node, &live),
+					   false);
 	while (!dlist_is_empty(&done))
-		release_source(state, dlist_head_element(BatchSource, node, &done));
+		release_source(state, dlist_head_element(BatchSource, node, &done),
+					   true);
 	release_asides(state);
 	noutbox_done = 0;
 	reading = NULL;

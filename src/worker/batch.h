@@ -72,7 +72,10 @@ typedef enum BatchRead
 	BATCH_BLOCKED /* the outbox can't be read now */
 } BatchRead;
 
-/* At the worker's start: recovery says that there is no outbox to write to. */
+/*
+ * At the worker's start, or when it begins anew, with whatever was read before
+ * forgotten.  recovery says that there is no outbox to write to.
+ */
 extern void batch_start(bool recovery);
 
 /* Starts a pass over all that is committed now.  May raise. */
@@ -83,12 +86,12 @@ extern bool batch_more(void);
 
 /*
  * Reads events into a new batch.  May raise: batch_recover() leaves in it
- * what was complete by then.
+ * what was complete by then.  It may be NULL if it could not be made.
  */
 extern Batch *batch_create(uint64 serial);
 extern BatchRead batch_fill(DatabaseState *state, Batch *batch,
 							size_t max_bytes);
-extern void batch_recover(Batch *batch);
+extern void batch_recover(DatabaseState *state, Batch *batch);
 
 /* Makes sure that goals which were read are committed for good.  May raise. */
 extern void batch_flush(void);

@@ -84,13 +84,14 @@ contexts_start(void)
 {
 	if (contexts_context == NULL)
 	{
+		/* it is the caller's until all is in it */
+		MemoryContext memory = AllocSetContextCreate(
+			CurrentMemoryContext, "absmartly contexts", ALLOCSET_SMALL_SIZES);
 		HASHCTL control = {0};
 
-		contexts_context = AllocSetContextCreate(
-			TopMemoryContext, "absmartly contexts", ALLOCSET_SMALL_SIZES);
 		control.keysize = sizeof(uint64);
 		control.entrysize = sizeof(FailedContext);
-		control.hcxt = contexts_context;
+		control.hcxt = memory;
 		failures = hash_create("absmartly failed publishing", 16, &control,
 							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 		control.entrysize = sizeof(PassContext);
@@ -100,6 +101,8 @@ contexts_start(void)
 		control.entrysize = sizeof(DiscardedContext);
 		discarded = hash_create("absmartly failed contexts", 16, &control,
 								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		MemoryContextSetParent(memory, TopMemoryContext);
+		contexts_context = memory;
 	}
 	while (!dlist_is_empty(&requests))
 		free_request(dlist_head_element(Request, node, &requests));

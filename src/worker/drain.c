@@ -136,7 +136,7 @@ drain_some(DatabaseState *state, int64 most)
 {
 	MemoryContext context = CurrentMemoryContext;
 	List *volatile records = NIL;
-	EventRecord *record;
+	EventRecord *volatile loose = NULL; /* taken, and not in the list */
 	ListCell *cell;
 	int64 count;
 
@@ -145,10 +145,11 @@ drain_some(DatabaseState *state, int64 most)
 		Size bytes = 0;
 
 		while (bytes < DRAIN_BYTES && list_length(records) < most &&
-			   (record = queue_take(state)) != NULL)
+			   (loose = queue_take(state)) != NULL)
 		{
-			records = lappend(records, record);
-			bytes += sizeof(EventRecord) + record->payload.length;
+			records = lappend(records, loose);
+			bytes += sizeof(EventRecord) + loose->payload.length;
+			loose = NULL;
 		}
 		if (records != NIL)
 			write_records(records);
@@ -156,6 +157,8 @@ drain_some(DatabaseState *state, int64 most)
 	PG_CATCH();
 	{
 		/* the last one first, so that each one's place is soon found */
+		if (loose != NULL)
+			queue_release(state, loose);
 		for (int i = list_length(records) - 1; i >= 0; i--)
 			queue_release(state, list_nth(records, i));
 		PG_RE_THROW();

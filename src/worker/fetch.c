@@ -336,6 +336,19 @@ fetch_restart(DatabaseState *state, HttpClient *client)
 	failure_reported = false;
 }
 
+void
+fetch_begin_anew(DatabaseState *state)
+{
+	running = NULL;
+	collector_forget_key(&request_key);
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	state->fetch_running = false;
+	LWLockRelease(&state->lock);
+	if (attempts > 0)
+		collector_pause(&next_attempt, GetCurrentTimestamp(),
+						collector_retry_ms(attempts, -1));
+}
+
 static bool
 requested(const DatabaseState *state)
 {

@@ -24,6 +24,12 @@ extern void fetch_finish(DatabaseState *state, HttpClient *client,
 extern void fetch_restart(DatabaseState *state, HttpClient *client);
 
 /*
+ * An error has left something half done, and the client of HTTP is gone: what
+ * was running has failed, and is tried again.
+ */
+extern void fetch_begin_anew(DatabaseState *state);
+
+/*
  * Settings were read anew: a changed interval counts from the last fetch, and
  * the pause after a failed round ends.
  */

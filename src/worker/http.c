@@ -581,6 +581,7 @@ conclude_request(HttpClient *client, HttpRequest *request, CURLcode code)
 							 request->host, MAX_HEADER_BYTES);
 					break;
 				case STOP_NO_MEMORY:
+					outcome = HTTP_NO_MEMORY;
 					snprintf(error, size,
 							 "out of memory while receiving the answer of %s",
 							 request->host);
@@ -590,6 +591,12 @@ conclude_request(HttpClient *client, HttpRequest *request, CURLcode code)
 							 request->host, detail);
 					break;
 			}
+			break;
+
+		case CURLE_OUT_OF_MEMORY:
+			outcome = HTTP_NO_MEMORY;
+			snprintf(error, size, "out of memory while %s %s", phase,
+					 request->host);
 			break;
 
 		case CURLE_URL_MALFORMAT:

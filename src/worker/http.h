@@ -30,7 +30,8 @@ typedef enum HttpOutcome
 	HTTP_TIMED_OUT,
 	HTTP_CUT, /* the connection broke after it was made */
 	HTTP_TOO_LARGE, /* more than max_response */
-	HTTP_FAILED /* anything else, out of memory included */
+	HTTP_NO_MEMORY,
+	HTTP_FAILED /* anything else */
 } HttpOutcome;
 
 /* What to ask.  Everything is copied, unless the body stays. */

@@ -39,12 +39,15 @@
 #include "data/version.h"
 #include "settings.h"
 #include "worker/launcher.h"
+#include "worker/step.h"
 #include "worker/worker.h"
 
 /* between two looks at the catalog if nobody wakes us */
 #define CYCLE_MS 60000L
 /* while something is to be done again soon */
 #define BUSY_CYCLE_MS 200L
+/* after an error */
+#define REST_MS 1000L
 /* a worker that has not attached by then is given up */
 #define LAUNCH_TIMEOUT_MS 10000
 /* on a standby nobody tells us of a new extension, unless it is used */
@@ -505,12 +508,26 @@ cycle(bool first)
 	return Min(TimestampDifferenceMilliseconds(now, next_look) + 1, CYCLE_MS);
 }
 
+/* An error ends a cycle, not the launcher: the next one looks at everything. */
+static long
+survive(MemoryContext loop_context)
+{
+	HOLD_INTERRUPTS();
+	EmitErrorReport();
+	MemoryContextSwitchTo(loop_context);
+	FlushErrorState();
+	step_clean_up();
+	MemoryContextSwitchTo(loop_context);
+	RESUME_INTERRUPTS();
+	return REST_MS;
+}
+
 void
 absmartly_launcher_main(Datum argument)
 {
 	HASHCTL control = {0};
 	MemoryContext loop_context;
-	bool first = true;
+	volatile bool first = true;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -530,22 +547,30 @@ absmartly_launcher_main(Datum argument)
 
 	for (;;)
 	{
-		long timeout;
+		volatile long timeout;
 
 		MemoryContextReset(loop_context);
 		MemoryContextSwitchTo(loop_context);
-		timeout = cycle(first);
-		first = false;
+		PG_TRY();
+		{
+			if (ConfigReloadPending)
+			{
+				ConfigReloadPending = false;
+				ProcessConfigFile(PGC_SIGHUP);
+			}
+			timeout = cycle(first);
+			first = false;
+		}
+		PG_CATCH();
+		{
+			timeout = survive(loop_context);
+		}
+		PG_END_TRY();
 
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 timeout, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
 	}
 }

@@ -589,6 +589,12 @@ wants_to_start(void)
 }
 
 static void
+step_begin_pass(DatabaseState *state, void *argument)
+{
+	contexts_pass_begun(state);
+}
+
+static void
 step_pass(DatabaseState *state, void *argument)
 {
 	batch_pass(state);
@@ -605,6 +611,7 @@ step_fill(DatabaseState *state, void *argument)
 {
 	FillStep *fill = argument;
 
+	fill->batch = batch_create(++last_serial);
 	fill->result = batch_fill(state, fill->batch, batch_bytes);
 	batch_flush();
 }
@@ -645,16 +652,12 @@ read_batch(DatabaseState *state)
 		/* what was committed by now is seen by this pass */
 		(void) shared_events_take(state);
 		told = 0;
-		contexts_pass_begun(state);
 		/* what is sent may fail for days: all of it has to be safe */
-		if (!recovery && queue_oldest(state) != 0 &&
-			!step_try(state, "could not write exposures to the outbox",
-					  drain_queue, NULL))
-		{
-			contexts_pass_lost();
-			return;
-		}
-		if (!step_try(state, "could not read events", step_pass, NULL))
+		if (!step_try(state, "could not read events", step_begin_pass, NULL) ||
+			(!recovery && queue_oldest(state) != 0 &&
+			 !step_try(state, "could not write exposures to the outbox",
+					   drain_queue, NULL)) ||
+			!step_try(state, "could not read events", step_pass, NULL))
 		{
 			contexts_pass_lost();
 			return;
@@ -666,10 +669,9 @@ read_batch(DatabaseState *state)
 		maintenance.until = 0;
 	}
 
-	fill.batch = batch_create(++last_serial);
 	if (!step_try(state, "could not read events", step_fill, &fill))
 	{
-		batch_recover(fill.batch);
+		batch_recover(state, fill.batch);
 		pass_wanted = true;
 		ticket_pass = false;
 		contexts_pass_lost();
@@ -677,9 +679,9 @@ read_batch(DatabaseState *state)
 	else if (fill.result == BATCH_BLOCKED)
 		pause_for(&read_pause, BLOCKED_PAUSE_MS);
 
-	if (batch_count(fill.batch) > 0)
+	if (fill.batch != NULL && batch_count(fill.batch) > 0)
 		put_aside(fill.batch);
-	else
+	else if (fill.batch != NULL)
 		batch_free(fill.batch);
 	if (ticket != 0 && ticket_pass && !ticket_read && !batch_more())
 	{
@@ -1091,19 +1093,48 @@ forget_collector(void)
 	batch_bytes = (size_t) settings_batch_bytes * 1024;
 }
 
+/* Nothing is known of what was read. */
+static void
+begin_anew(DatabaseState *state)
+{
+	started = false;
+	contexts_start();
+	batch_start(recovery);
+	queue_worker_start(state);
+	pass_wanted = true;
+	maintenance.until = DT_NOEND;
+}
+
 void
 publish_start(DatabaseState *state)
 {
 	recovery = RecoveryInProgress();
-	started = false;
 	outbox_note_endpoint(state);
-	contexts_start();
-	batch_start(recovery);
-	queue_worker_start(state);
+	begin_anew(state);
 	forget_collector();
 	failure_reported = false;
-	pass_wanted = true;
-	maintenance.until = DT_NOEND;
+}
+
+void
+publish_begin_anew(DatabaseState *state)
+{
+	dlist_head *lists[] = {&waiting, &running, &delivered};
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_iter iter;
+
+		dlist_foreach(iter, lists[i])
+		{
+			collector_forget_key(&dlist_container(Batch, node, iter.cur)->key);
+		}
+		dlist_init(lists[i]);
+	}
+	nbatches = 0;
+	nrunning = 0;
+	/* whoever waits is served by a new pass */
+	ticket = 0;
+	begin_anew(state);
 }
 
 /* Gives up all batches; their records are read again. */

@@ -33,6 +33,13 @@ extern void publish_settle(DatabaseState *state);
 /* The endpoint is another one: gives up what is running; it is sent anew. */
 extern void publish_restart(DatabaseState *state, HttpClient *client);
 
+/*
+ * An error has left something half done, and the client of HTTP is gone:
+ * forgets what was read and not marked as delivered, which is read and sent
+ * again.
+ */
+extern void publish_begin_anew(DatabaseState *state);
+
 /* Settings were read anew: pauses end. */
 extern void publish_settings_changed(void);
 

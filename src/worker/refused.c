@@ -26,19 +26,21 @@ static void
 refuse(DatabaseState *state, Batch *batch, int item, const char *words)
 {
 	const BatchItem *which = &batch->items[item];
+	char *before = last_words;
+
+	/* without control characters, in the database's encoding */
+	last_words = store_message(words, TopMemoryContext);
+	if (before != NULL)
+		pfree(before);
+	if (which->context != 0)
+		contexts_refused(which->context, last_words);
+	batch_refuse(batch, item, last_words);
 
 	unreported += which->exposures + which->goals;
-	/* without control characters, in the database's encoding */
-	if (last_words != NULL)
-		pfree(last_words);
-	last_words = store_message(words, TopMemoryContext);
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	state->publish.exposures_rejected += which->exposures;
 	state->publish.goals_rejected += which->goals;
 	LWLockRelease(&state->lock);
-	if (which->context != 0)
-		contexts_refused(which->context, last_words);
-	batch_refuse(batch, item, last_words);
 }
 
 bool

@@ -5,7 +5,10 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "storage/condition_variable.h"
+#include "storage/fd.h"
 #include "storage/lwlock.h"
+#include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
 #include "worker/collector.h"
@@ -19,6 +22,17 @@ static CollectorPause rest;
 static int failed = 0; /* in a row */
 static CollectorPause report_pause;
 static int reported_code = 0;
+
+void
+step_clean_up(void)
+{
+	AbortCurrentTransaction();
+	/* as outside of transactions */
+	LWLockReleaseAll();
+	ConditionVariableCancelSleep();
+	AtEOXact_Files(false);
+	AtEOXact_HashTables(false);
+}
 
 bool
 step_try(DatabaseState *state, const char *what, StepFunction step,
@@ -40,8 +54,7 @@ step_try(DatabaseState *state, const char *what, StepFunction step,
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
-		AbortCurrentTransaction();
-		LWLockReleaseAll();
+		step_clean_up();
 		MemoryContextSwitchTo(context);
 		if (error->sqlerrcode != reported_code ||
 			collector_pause_left(&report_pause) <= 0)

@@ -20,6 +20,9 @@ typedef void (*StepFunction)(DatabaseState *state, void *argument);
 extern bool step_try(DatabaseState *state, const char *what, StepFunction step,
 					 void *argument);
 
+/* After an error: transaction, locks and scans that it has left are ended. */
+extern void step_clean_up(void);
+
 /* Milliseconds that steps should rest. */
 extern long step_pause_left(void);
 extern void step_end_pause(void);

@@ -4,9 +4,11 @@
  *
  * The loop never holds a transaction while it waits, and reaches an interrupt
  * check whenever its latch is set: signals, barriers and requests of backends
- * all set it.  The worker ends when it is asked to, without an error, and the
- * launcher decides whether it comes back.  SIGTERM ends the loop, so that what
- * is under way can be put in order; only a user's function is interrupted.
+ * all set it.  An error does not end it: what may be half done then is
+ *forgotten and done again, from what is in the outbox and in shared memory. The
+ *worker ends when it is asked to, without an error, and the launcher decides
+ *whether it comes back.  SIGTERM ends the loop, so that what is under way can
+ *be put in order; only a user's function is interrupted.
  */
 #include "postgres.h"
 
@@ -35,6 +37,7 @@
 #include "worker/http.h"
 #include "worker/launcher.h"
 #include "worker/publish.h"
+#include "worker/step.h"
 #include "worker/worker.h"
 
 /* connections to the collector: those of publishing, and the fetch's */
@@ -43,6 +46,8 @@
 #define LOCK_TIMEOUT "1s"
 /* while statements still read data that was replaced */
 #define REAP_MS 5000L
+/* after an error */
+#define REST_MS 1000
 /* on a standby: how often the catalogs are looked at, at least */
 #define STANDBY_LOOK_MS 60000L
 /* the same on a primary, where commands tell nearly all */
@@ -59,6 +64,10 @@ static volatile sig_atomic_t in_user_code = false;
 
 static HttpClient *client = NULL;
 static int client_connections = 0;
+
+static bool prepared = false; /* for the settings that are in force */
+static bool failed = false; /* something may be half done */
+static CollectorPause rest;
 
 static void
 worker_set_state(DatabaseState *database, WorkerState worker_state)
@@ -299,6 +308,7 @@ apply_settings(void)
 	char endpoint[SHARED_MAX_ENDPOINT];
 	bool new_epoch;
 
+	prepared = false; /* until all know of them */
 	strlcpy(endpoint, my_database->target.endpoint, sizeof(endpoint));
 	new_epoch = confirm_target();
 	if (new_epoch)
@@ -312,6 +322,7 @@ apply_settings(void)
 		publish_restart(my_database, client);
 	else
 		publish_settings_changed();
+	prepared = true;
 }
 
 /*
@@ -357,11 +368,99 @@ finish_requests(void)
 	publish_settle(my_database);
 }
 
+/* Finds out what there is to begin with. */
+static void
+prepare(void)
+{
+	(void) confirm_target();
+	fetch_restart(my_database, client);
+	fetch_load_file(my_database);
+	publish_start(my_database);
+	prepared = true;
+}
+
+/* Does what is due, and waits for more.  False: the worker is to end. */
+static bool
+work(MemoryContext loop_context)
+{
+	long timeout;
+	long pause = collector_pause_left(&rest);
+
+	CHECK_FOR_INTERRUPTS();
+	if (ShutdownRequestPending || my_database->restart_requested ||
+		shared_database_held(my_database))
+		return false;
+	if (pause > 0)
+	{
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, pause,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		return true;
+	}
+	if (failed)
+	{
+		fetch_begin_anew(my_database);
+		publish_begin_anew(my_database);
+		failed = false;
+	}
+	if (!prepared)
+	{
+		if (outdated(loop_context))
+			return false;
+		prepare();
+	}
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+		apply_settings();
+	}
+	if (outdated(loop_context))
+		return false;
+
+	version_reap(my_database);
+	timeout = collector_earlier(begin_requests(), look_interval());
+	if (my_database->nretired > 0)
+		timeout = Min(timeout, REAP_MS);
+	show_state();
+	http_wait(client, timeout, PG_WAIT_EXTENSION);
+	CHECK_FOR_INTERRUPTS();
+	finish_requests();
+	return true;
+}
+
+/*
+ * An error has come from work(), which may have left anything half done.  It
+ * begins anew after a rest, from what is in the outbox and in shared memory.
+ */
+static void
+recover(MemoryContext loop_context)
+{
+	HttpClient *broken = client;
+
+	HOLD_INTERRUPTS();
+	EmitErrorReport();
+	MemoryContextSwitchTo(loop_context);
+	FlushErrorState();
+	step_clean_up();
+	MemoryContextSwitchTo(loop_context);
+	RESUME_INTERRUPTS();
+
+	in_user_code = false;
+	failed = true;
+	collector_pause(&rest, GetCurrentTimestamp(), REST_MS);
+	client = NULL;
+	if (broken != NULL)
+		http_client_destroy(broken);
+}
+
 void
 absmartly_worker_main(Datum argument)
 {
 	Oid database = DatumGetObjectId(argument);
 	MemoryContext loop_context;
+	volatile bool goes_on = true;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -388,42 +487,25 @@ absmartly_worker_main(Datum argument)
 										 ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(loop_context);
 	standby = RecoveryInProgress();
-	(void) outdated(loop_context);
 	CHECK_FOR_INTERRUPTS();
 	pqsignal(SIGTERM, handle_sigterm);
 
-	(void) confirm_target();
-	fetch_load_file(my_database);
-	publish_start(my_database);
-
-	for (;;)
+	do
 	{
-		long timeout;
-
 		MemoryContextSwitchTo(loop_context);
 		MemoryContextReset(loop_context);
-		CHECK_FOR_INTERRUPTS();
-
-		if (ConfigReloadPending)
+		PG_TRY();
 		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-			apply_settings();
+			goes_on = work(loop_context);
 		}
-		if (ShutdownRequestPending || my_database->restart_requested ||
-			shared_database_held(my_database) || outdated(loop_context))
-			break;
+		PG_CATCH();
+		{
+			recover(loop_context);
+		}
+		PG_END_TRY();
+	} while (goes_on);
 
-		version_reap(my_database);
-		timeout = collector_earlier(begin_requests(), look_interval());
-		if (my_database->nretired > 0)
-			timeout = Min(timeout, REAP_MS);
-		show_state();
-		http_wait(client, timeout, PG_WAIT_EXTENSION);
-		CHECK_FOR_INTERRUPTS();
-		finish_requests();
-	}
-
+	MemoryContextSwitchTo(loop_context);
 	if (client != NULL)
 		publish_shutdown(my_database, client, ShutdownRequestPending);
 	proc_exit(0);
