@@ -210,7 +210,7 @@ end_processes() {
 
 # c_sources: the C files that are ours, each ended by a NUL; from the project's folder
 c_sources() {
-    find src test/engine test/fuzz bench -type f -name '*.[ch]' -print0 2>/dev/null | sort -z
+    find src test/engine test/fuzz test/faults bench -type f -name '*.[ch]' -print0 2>/dev/null | sort -z
 }
 
 # clang_format: the program; layouts differ between versions, so the one that Debian 12 has wins
