@@ -230,13 +230,13 @@ survive_failure(const char *event, MemoryContext context, ResourceOwner owner)
 {
 	ErrorData *error;
 
-	MemoryContextSwitchTo(context);
-	error = CopyErrorData();
-	FlushErrorState();
+	/* an error without memory for its copy must not leave these behind */
+	in_logger = false;
 	RollbackAndReleaseCurrentSubTransaction();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	in_logger = false;
+	error = CopyErrorData();
+	FlushErrorState();
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		ReThrowError(error);
 	ereport(WARNING, (errcode(error->sqlerrcode),

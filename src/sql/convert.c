@@ -155,12 +155,12 @@ call_input_in_subtransaction(Target *target, char *text, Datum *result)
 	{
 		ErrorData *error;
 
-		MemoryContextSwitchTo(caller);
-		error = CopyErrorData();
-		FlushErrorState();
+		/* an error without memory for its copy must not leave it open */
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(caller);
 		CurrentResourceOwner = owner;
+		error = CopyErrorData();
+		FlushErrorState();
 		if (!error_is_about_value(error->sqlerrcode))
 			ReThrowError(error);
 		FreeErrorData(error);

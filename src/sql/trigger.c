@@ -908,12 +908,12 @@ track_row_or_warn(TrackedRow *row)
 	{
 		ErrorData *error;
 
-		MemoryContextSwitchTo(caller);
-		error = CopyErrorData();
-		FlushErrorState();
+		/* an error without memory for its copy must not leave it open */
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(caller);
 		CurrentResourceOwner = owner;
+		error = CopyErrorData();
+		FlushErrorState();
 		if (error_ends_transaction(error))
 			ReThrowError(error);
 		warn(row, error);
