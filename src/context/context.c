@@ -267,7 +267,7 @@ set_attribute(Context *context, EngineText name, const Jsonb *value)
 	EngineText json;
 
 	evaluation_check_name(name, "name of an attribute");
-	json = recording_json(JsonbPGetDatum(value));
+	json = recording_json(JsonbPGetDatum(value), "attributes");
 	context_prepare_header(context, name.length + json.length);
 	known = context_find_attribute(context, name);
 	if (context->nattributes == CONTEXT_MAX_ATTRIBUTES && known == NULL)

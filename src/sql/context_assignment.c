@@ -361,7 +361,7 @@ goal_properties(FunctionCallInfo fcinfo, EngineText goal)
 	if (PG_ARGISNULL(1))
 		return none;
 	if (jsonb_datum_is_object(PG_GETARG_DATUM(1)))
-		return recording_json(PG_GETARG_DATUM(1));
+		return recording_json(PG_GETARG_DATUM(1), "properties");
 	if (!JsonbExtractScalar(&PG_GETARG_JSONB_P(1)->root, &scalar) ||
 		scalar.type != jbvNull)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),

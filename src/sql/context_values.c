@@ -2,19 +2,27 @@
  * context_values.c
  *		What is set in the session's context, and got from it: units,
  *		attributes, overrides, custom assignments (DESIGN 3.2, protocol 8).
+ *
+ * A value of any type gets to be JSON by casts and output functions that may be
+ * the user's, and these may make another context, or drop this one.  So values
+ * come first, in statements of their own, and then the context.
  */
 #include "postgres.h"
+
+#include <math.h>
 
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
+#include "utils/numeric.h"
 
 #include "context/assignments.h"
 #include "context/context.h"
 #include "sql/evaluation.h"
 #include "sql/jsonb_value.h"
+#include "sql/recording.h"
 #include "sql/row_json.h"
 #include "sql/text.h"
 
@@ -34,47 +42,90 @@ name_argument(FunctionCallInfo fcinfo, int argument, const char *what)
 	return PG_GETARG_TEXT_PP(argument);
 }
 
-/* A value of any type as jsonb; SQL NULL is JSON null. */
+/* The call site of a value of any type, which is not NULL. */
+static ValueSite *
+value_site(FunctionCallInfo fcinfo, int argument)
+{
+	ValueSite *site = call_site_state(fcinfo, sizeof(ValueSite));
+	Oid type;
+
+	if (OidIsValid(site->type))
+		return site;
+	type = get_fn_expr_argtype(fcinfo->flinfo, argument);
+	if (!OidIsValid(type))
+		elog(ERROR, "could not determine the type of the value");
+	column_writer_init(&site->writer, type, fcinfo->flinfo->fn_mcxt);
+	/* now that it is complete */
+	site->type = type;
+	return site;
+}
+
+/*
+ * A value of any type as jsonb; SQL NULL is JSON null.  Code of the user's may
+ * run here: nothing that it could change has been looked up.
+ */
 static const Jsonb *
 value_argument(FunctionCallInfo fcinfo, int argument)
 {
-	ValueSite *site = call_site_state(fcinfo, sizeof(ValueSite));
+	ValueSite *site;
 	StringInfoData json;
 	EngineText text;
 
 	if (PG_ARGISNULL(argument))
 		return DatumGetJsonbP(
 			DirectFunctionCall1(jsonb_in, CStringGetDatum("null")));
-	if (!OidIsValid(site->type))
-	{
-		site->type = get_fn_expr_argtype(fcinfo->flinfo, argument);
-		if (!OidIsValid(site->type))
-			elog(ERROR, "could not determine the type of the value");
-		column_writer_init(&site->writer, site->type, fcinfo->flinfo->fn_mcxt);
-	}
+	site = value_site(fcinfo, argument);
 	if (site->writer.kind == COLUMN_JSONB)
 		return PG_GETARG_JSONB_P(argument);
 	initStringInfo(&json);
-	column_write(&site->writer, PG_GETARG_DATUM(argument), &json);
+	if (!column_write(&site->writer, PG_GETARG_DATUM(argument), &json,
+					  recording_most_json()))
+		recording_raise_too_large("values");
 	text = text_from_utf8(json.data, (size_t) json.len);
 	return DatumGetJsonbP(DirectFunctionCall1(
 		jsonb_in, CStringGetDatum(pnstrdup(text.data, text.length))));
 }
 
-/*
- * Calls visit for each member of the object that is the argument, until one
- * can't be.  NULL has none.
- */
-static void
-visit_argument(FunctionCallInfo fcinfo, Context *context, const char *what,
-			   const char *example,
-			   void (*visit)(Context *context, EngineText name,
-							 const JsonbValue *value))
+/* Whether the argument is a number as SQL has them and JSON does not. */
+static bool
+is_no_number(FunctionCallInfo fcinfo, int argument)
+{
+	Datum value = PG_GETARG_DATUM(argument);
+
+	if (PG_ARGISNULL(argument))
+		return false;
+	switch (value_site(fcinfo, argument)->writer.kind)
+	{
+		case COLUMN_FLOAT4:
+			return !isfinite(DatumGetFloat4(value));
+		case COLUMN_FLOAT8:
+			return !isfinite(DatumGetFloat8(value));
+		case COLUMN_NUMERIC:
+			return numeric_is_nan(DatumGetNumeric(value)) ||
+				   numeric_is_inf(DatumGetNumeric(value));
+		default:
+			return false;
+	}
+}
+
+/* The argument that is an object of values, checked; NULL: there are none. */
+static const Jsonb *
+object_argument(FunctionCallInfo fcinfo, const char *what, const char *example)
 {
 	if (PG_ARGISNULL(0))
-		return;
+		return NULL;
 	evaluation_check_other(PG_GETARG_DATUM(0), what, example);
-	context_visit_members(context, PG_GETARG_JSONB_P(0), visit);
+	return PG_GETARG_JSONB_P(0);
+}
+
+/* Calls visit for each member of an object, until one can't be. */
+static void
+visit_object(Context *context, const Jsonb *object,
+			 void (*visit)(Context *context, EngineText name,
+						   const JsonbValue *value))
+{
+	if (object != NULL)
+		context_visit_members(context, object, visit);
 }
 
 /* The context, for a function that sets something. */
@@ -132,15 +183,14 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_unit);
 Datum
 absmartly_context_set_unit(PG_FUNCTION_ARGS)
 {
-	const text *type = name_argument(fcinfo, 0, "unit type");
-	Context *context = open_context(fcinfo);
+	EngineText type = text_datum_to_utf8(name_argument(fcinfo, 0, "unit type"));
+	const Jsonb *uid = value_argument(fcinfo, 1);
 	JsonbValue value;
 
-	if (!JsonbExtractScalar(
-			unconstify(JsonbContainer *, &value_argument(fcinfo, 1)->root),
-			&value))
+	if (is_no_number(fcinfo, 1) ||
+		!JsonbExtractScalar(unconstify(JsonbContainer *, &uid->root), &value))
 		value.type = jbvBinary;
-	context_set_unit(context, text_datum_to_utf8(type), &value);
+	context_set_unit(open_context(fcinfo), type, &value);
 	PG_RETURN_VOID();
 }
 
@@ -150,8 +200,9 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_units);
 Datum
 absmartly_context_set_units(PG_FUNCTION_ARGS)
 {
-	visit_argument(fcinfo, open_context(fcinfo), "units", "{\"user_id\": 42}",
-				   context_set_unit);
+	const Jsonb *object = object_argument(fcinfo, "units", "{\"user_id\": 42}");
+
+	visit_object(open_context(fcinfo), object, context_set_unit);
 	PG_RETURN_VOID();
 }
 
@@ -161,9 +212,8 @@ PG_FUNCTION_INFO_V1(absmartly_context_get_unit);
 Datum
 absmartly_context_get_unit(PG_FUNCTION_ARGS)
 {
-	Context *context = context_current();
-	const ContextUnit *unit =
-		context_find_unit(context, text_datum_to_utf8(PG_GETARG_TEXT_PP(0)));
+	EngineText type = text_datum_to_utf8(PG_GETARG_TEXT_PP(0));
+	const ContextUnit *unit = context_find_unit(context_current(), type);
 
 	if (unit == NULL)
 		PG_RETURN_NULL();
@@ -214,10 +264,11 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_attribute);
 Datum
 absmartly_context_set_attribute(PG_FUNCTION_ARGS)
 {
-	const text *name = name_argument(fcinfo, 0, "name of an attribute");
+	EngineText name =
+		text_datum_to_utf8(name_argument(fcinfo, 0, "name of an attribute"));
+	const Jsonb *value = value_argument(fcinfo, 1);
 
-	context_set_attribute(open_context(fcinfo), text_datum_to_utf8(name),
-						  value_argument(fcinfo, 1));
+	context_set_attribute(open_context(fcinfo), name, value);
 	PG_RETURN_VOID();
 }
 
@@ -234,8 +285,10 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_attributes);
 Datum
 absmartly_context_set_attributes(PG_FUNCTION_ARGS)
 {
-	visit_argument(fcinfo, open_context(fcinfo), "attributes",
-				   "{\"country\": \"PT\"}", set_attribute);
+	const Jsonb *object =
+		object_argument(fcinfo, "attributes", "{\"country\": \"PT\"}");
+
+	visit_object(open_context(fcinfo), object, set_attribute);
 	PG_RETURN_VOID();
 }
 
@@ -245,9 +298,9 @@ PG_FUNCTION_INFO_V1(absmartly_context_get_attribute);
 Datum
 absmartly_context_get_attribute(PG_FUNCTION_ARGS)
 {
-	Context *context = context_current();
-	const ContextAttribute *attribute = context_find_attribute(
-		context, text_datum_to_utf8(PG_GETARG_TEXT_PP(0)));
+	EngineText name = text_datum_to_utf8(PG_GETARG_TEXT_PP(0));
+	const ContextAttribute *attribute =
+		context_find_attribute(context_current(), name);
 
 	if (attribute == NULL)
 		PG_RETURN_NULL();
@@ -291,14 +344,12 @@ variant_member(EngineText experiment, const JsonbValue *value)
 	return (int32) variant;
 }
 
-/* The entry of an experiment that is named by an argument. */
-static ContextEntry *
-entry_argument(FunctionCallInfo fcinfo, Context *context)
+/* The experiment that is named by an argument. */
+static EngineText
+experiment_argument(FunctionCallInfo fcinfo)
 {
-	const text *name = name_argument(fcinfo, 0, "name of an experiment");
-
-	return assignments_entry(context,
-							 evaluation_name(name, "name of an experiment"));
+	return evaluation_name(name_argument(fcinfo, 0, "name of an experiment"),
+						   "name of an experiment");
 }
 
 static void
@@ -326,10 +377,11 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_override);
 Datum
 absmartly_context_set_override(PG_FUNCTION_ARGS)
 {
-	Context *context = context_to_set(fcinfo);
 	int32 variant = variant_argument(fcinfo);
+	EngineText name = experiment_argument(fcinfo);
+	Context *context = context_to_set(fcinfo);
 
-	set_override(context, entry_argument(fcinfo, context), variant);
+	set_override(context, assignments_entry(context, name), variant);
 	PG_RETURN_VOID();
 }
 
@@ -355,8 +407,10 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_overrides);
 Datum
 absmartly_context_set_overrides(PG_FUNCTION_ARGS)
 {
-	visit_argument(fcinfo, context_to_set(fcinfo), "overrides",
-				   "{\"experiment\": 1}", override_member);
+	const Jsonb *object =
+		object_argument(fcinfo, "overrides", "{\"experiment\": 1}");
+
+	visit_object(context_to_set(fcinfo), object, override_member);
 	PG_RETURN_VOID();
 }
 
@@ -368,10 +422,11 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_custom_assignment);
 Datum
 absmartly_context_set_custom_assignment(PG_FUNCTION_ARGS)
 {
-	Context *context = open_context(fcinfo);
 	int32 variant = variant_argument(fcinfo);
+	EngineText name = experiment_argument(fcinfo);
+	Context *context = open_context(fcinfo);
 
-	set_custom(context, entry_argument(fcinfo, context), variant);
+	set_custom(context, assignments_entry(context, name), variant);
 	PG_RETURN_VOID();
 }
 
@@ -389,8 +444,10 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_custom_assignments);
 Datum
 absmartly_context_set_custom_assignments(PG_FUNCTION_ARGS)
 {
-	visit_argument(fcinfo, open_context(fcinfo), "custom assignments",
-				   "{\"experiment\": 1}", custom_member);
+	const Jsonb *object =
+		object_argument(fcinfo, "custom assignments", "{\"experiment\": 1}");
+
+	visit_object(open_context(fcinfo), object, custom_member);
 	PG_RETURN_VOID();
 }
 
@@ -398,9 +455,9 @@ absmartly_context_set_custom_assignments(PG_FUNCTION_ARGS)
 static const ContextEntry *
 find_entry(FunctionCallInfo fcinfo)
 {
-	Context *context = context_current();
+	EngineText name = text_datum_to_utf8(PG_GETARG_TEXT_PP(0));
 
-	return assignments_find(context, text_datum_to_utf8(PG_GETARG_TEXT_PP(0)));
+	return assignments_find(context_current(), name);
 }
 
 PG_FUNCTION_INFO_V1(absmartly_context_get_override);

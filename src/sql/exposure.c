@@ -153,7 +153,7 @@ prepare(ExposureCall *call)
 	call->nsent = 0;
 	call->sent = NULL;
 	if (unlikely(call->has_attributes || settings_include_system_attributes))
-		call->sent = recording_attributes(call->attributes, &call->nsent);
+		call->sent = recording_attributes(call->attributes, &call->nsent, NULL);
 	call->prepared = true;
 }
 

@@ -25,14 +25,17 @@
  * and digits of base 10000, most significant first; the number is the sum of
  * digit[i] * 10000^(weight - i).  The header's two high bits tell the form:
  *
- *	00, 01	long form, positive or negative
- *	10		short form: bit 13 is the sign, bits 0-6 the weight, signed
- *	11		not a number, or infinite: jsonb holds neither
+ *	00, 01	long form, positive or negative; the other bits are the digits shown
+ *			after the point
+ *	10		short form: bit 13 is the sign, bits 0-6 the weight, signed, bits
+ *7-12 the digits shown after the point 11		not a number, or infinite: jsonb
+ *holds neither
  *
  * Leading and trailing zero digits are not stored; zero has no digits.
  */
 #define NUMBER_BASE 10000
 #define NUMBER_BASE_DIGITS 4
+#define NUMBER_SPECIAL 0xC000
 
 typedef struct Number
 {
@@ -206,6 +209,32 @@ jsonb_number_text(Numeric numeric, char buffer[ENGINE_MAX_UID], size_t *length)
 	}
 	*length = (size_t) (to - buffer);
 	return kind;
+}
+
+bool
+jsonb_number_is_zero(Numeric numeric)
+{
+	Number number;
+
+	number_read(numeric, &number);
+	return number.count == 0;
+}
+
+/* The digits after the point are those that the header says are shown. */
+Size
+jsonb_number_least_length(Numeric numeric)
+{
+	Number number;
+	uint16 header;
+	int scale;
+
+	memcpy(&header, VARDATA_ANY(numeric), sizeof(header));
+	if ((header & NUMBER_SPECIAL) == NUMBER_SPECIAL)
+		return strlen("NaN");
+	scale = header & JSONB_NUMBER_SHORT_FORM ? (header & 0x1F80) >> 7
+											 : header & 0x3FFF;
+	number_read(numeric, &number);
+	return (Size) integral_length(&number) + (scale > 0 ? scale + 1 : 0);
 }
 
 /*

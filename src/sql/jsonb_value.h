@@ -116,6 +116,15 @@ extern double jsonb_number_double(Numeric number);
 /* The same, but the largest double for what is beyond (DESIGN 7.2). */
 extern double jsonb_number_finite(Numeric number);
 
+/* Whether a number is 0, and not one that is too small for a double. */
+extern bool jsonb_number_is_zero(Numeric number);
+
+/*
+ * Characters that a number's text has at the very least, worked out without
+ * making it: few bytes may stand for some 131,000 digits.
+ */
+extern Size jsonb_number_least_length(Numeric number);
+
 /* false: number is not integral or out of range */
 extern bool jsonb_number_int64(Numeric number, int64 *result);
 

@@ -28,14 +28,30 @@
  * JSON text
  */
 
+Size
+recording_most_json(void)
+{
+	return (Size) settings_max_event_size * 1024;
+}
+
+void
+recording_raise_too_large(const char *what)
+{
+	ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					errmsg("event is too large"),
+					errdetail("The JSON text of its %s alone is larger than "
+							  "\"absmartly.max_event_size\", %d kB.",
+							  what, settings_max_event_size)));
+}
+
 static inline void
 append_text(StringInfo json, const char *text)
 {
 	appendBinaryStringInfo(json, text, (int) strlen(text));
 }
 
-static void
-append_scalar(StringInfo json, const JsonbValue *scalar)
+static bool
+append_scalar(StringInfo json, const JsonbValue *scalar, Size most)
 {
 	EngineText string;
 
@@ -48,27 +64,24 @@ append_scalar(StringInfo json, const JsonbValue *scalar)
 			append_text(json, scalar->val.boolean ? "true" : "false");
 			break;
 		case jbvNumeric:
-			append_text(
-				json, DatumGetCString(DirectFunctionCall1(
-						  numeric_out, NumericGetDatum(scalar->val.numeric))));
-			break;
+			return json_append_numeric(json, scalar->val.numeric, most);
 		case jbvString:
 			string.data = scalar->val.string.val;
 			string.length = (size_t) scalar->val.string.len;
-			json_append_string(json, string);
-			break;
+			return json_append_bounded_string(json, string, most);
 		default:
 			elog(ERROR, "unexpected type %d of a jsonb scalar",
 				 (int) scalar->type);
 	}
+	return (Size) json->len <= most;
 }
 
 /*
  * Unlike the server's text this one has no blanks: it waits in the outbox, and
  * travels.
  */
-static void
-append_container(StringInfo json, const JsonbContainer *container)
+static bool
+append_container(StringInfo json, const JsonbContainer *container, Size most)
 {
 	JsonbIterator *iterator =
 		JsonbIteratorInit(unconstify(JsonbContainer *, container));
@@ -79,6 +92,8 @@ append_container(StringInfo json, const JsonbContainer *container)
 
 	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
 	{
+		bool fits = true;
+
 		CHECK_FOR_INTERRUPTS();
 		if (!first && token != WJB_END_ARRAY && token != WJB_END_OBJECT)
 			appendStringInfoCharMacro(json, ',');
@@ -102,29 +117,37 @@ append_container(StringInfo json, const JsonbContainer *container)
 				appendStringInfoCharMacro(json, '}');
 				break;
 			case WJB_KEY:
-				append_scalar(json, &value);
+				fits = append_scalar(json, &value, most);
 				appendStringInfoCharMacro(json, ':');
 				first = true;
 				break;
 			default:
-				append_scalar(json, &value);
+				fits = append_scalar(json, &value, most);
 				break;
 		}
+		if (!fits || (Size) json->len > most)
+			return false;
 	}
+	return true;
+}
+
+bool
+recording_append_json(StringInfo json, Datum value, Size most)
+{
+	const Jsonb *jsonb = jsonb_to_utf8(DatumGetJsonbP(value));
+
+	return append_container(json, &jsonb->root, most);
 }
 
 EngineText
-recording_json(Datum value)
+recording_json(Datum value, const char *what)
 {
-	const Jsonb *jsonb = jsonb_to_utf8(DatumGetJsonbP(value));
 	StringInfoData json;
-	EngineText text;
 
 	initStringInfo(&json);
-	append_container(&json, &jsonb->root);
-	text.data = json.data;
-	text.length = (size_t) json.len;
-	return text;
+	if (!recording_append_json(&json, value, recording_most_json()))
+		recording_raise_too_large(what);
+	return (EngineText){json.data, (size_t) json.len};
 }
 
 /*
@@ -198,10 +221,14 @@ compare_attributes(const void *left, const void *right)
 	return one->length < other->length ? -1 : one->length > other->length;
 }
 
-/* The members of an object, whose names the attributes refer to. */
-static void
+/*
+ * The members of an object, whose names the attributes refer to; false if they
+ * are too large.
+ */
+static bool
 add_members(EventAttribute *attributes, uint32 count, const Jsonb *object)
 {
+	Size most = recording_most_json();
 	JsonbIterator *iterator =
 		JsonbIteratorInit(unconstify(JsonbContainer *, &object->root));
 	EventAttribute *attribute = attributes;
@@ -230,10 +257,10 @@ add_members(EventAttribute *attributes, uint32 count, const Jsonb *object)
 		{
 			int start = json.len;
 
-			if (value.type == jbvBinary)
-				append_container(&json, value.val.binary.data);
-			else
-				append_scalar(&json, &value);
+			if (!(value.type == jbvBinary
+					  ? append_container(&json, value.val.binary.data, most)
+					  : append_scalar(&json, &value, most)))
+				return false;
 			attribute->value.length = (size_t) (json.len - start);
 			attribute++;
 		}
@@ -247,10 +274,11 @@ add_members(EventAttribute *attributes, uint32 count, const Jsonb *object)
 	}
 	if (count > 1)
 		qsort(attributes, count, sizeof(EventAttribute), compare_attributes);
+	return true;
 }
 
 const EventAttribute *
-recording_attributes(Datum attributes, uint32 *count)
+recording_attributes(Datum attributes, uint32 *count, bool *fits)
 {
 	uint32 nsystem =
 		settings_include_system_attributes ? RECORDING_SYSTEM_ATTRIBUTES : 0;
@@ -265,6 +293,8 @@ recording_attributes(Datum attributes, uint32 *count)
 		nmembers = JB_ROOT_COUNT(object);
 	}
 	*count = 0;
+	if (fits != NULL)
+		*fits = true;
 	if (nsystem + nmembers == 0)
 		return NULL;
 	if (nsystem + nmembers > ENCODING_MAX_ATTRIBUTES)
@@ -276,8 +306,13 @@ recording_attributes(Datum attributes, uint32 *count)
 	result = palloc((nsystem + nmembers) * sizeof(EventAttribute));
 	if (nsystem > 0)
 		nsystem = recording_system_attributes(result);
-	if (nmembers > 0)
-		add_members(result + nsystem, nmembers, object);
+	if (nmembers > 0 && !add_members(result + nsystem, nmembers, object))
+	{
+		if (fits == NULL)
+			recording_raise_too_large("attributes");
+		*fits = false;
+		return NULL;
+	}
 	*count = nsystem + nmembers;
 	return result;
 }

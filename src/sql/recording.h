@@ -12,7 +12,9 @@
 
 #include "datatype/timestamp.h"
 #include "fmgr.h"
+#include "lib/stringinfo.h"
 
+#include "compat.h"
 #include "events/encoding.h"
 
 /*
@@ -20,10 +22,11 @@
  * those of the system, then those of the jsonb object, or none if it is
  * (Datum) 0, in the order of their names (by bytes); values as JSON text, all
  * in UTF-8.  Raises 22023 if it is no object or a name is too long, 54000 for
- * too many.  NULL if there are none.
+ * too many, and for what is larger than an event may be; with fits that one
+ * only says so there.  NULL if there are none.
  */
 extern const EventAttribute *recording_attributes(Datum attributes,
-												  uint32 *count);
+												  uint32 *count, bool *fits);
 
 /*
  * The attributes of the system, at most so many; gives their number.  Values
@@ -32,8 +35,18 @@ extern const EventAttribute *recording_attributes(Datum attributes,
 #define RECORDING_SYSTEM_ATTRIBUTES 5
 extern uint32 recording_system_attributes(EventAttribute *attributes);
 
-/* A jsonb value as JSON text in UTF-8. */
-extern EngineText recording_json(Datum value);
+/*
+ * A jsonb value as JSON text in UTF-8.  No text is made that is larger than an
+ * event may be: a jsonb of some kB can hold numbers with GBs of digits.
+ * recording_append_json() gives false then, with a part of it appended, and
+ * recording_json() raises 54000; what is the word for it, in the plural.
+ */
+extern bool recording_append_json(StringInfo json, Datum value, Size most);
+extern EngineText recording_json(Datum value, const char *what);
+
+/* Bytes of text that an event may have, and the error for more. */
+extern Size recording_most_json(void);
+pg_noreturn extern void recording_raise_too_large(const char *what);
 
 /*
  * The name of a goal, in UTF-8.  Raises 22023 if it is empty or too long.

@@ -3,33 +3,61 @@
  *		Columns of a row as JSON text.
  *
  * Common types have writers of their own, because this runs for every row of a
- * bulk load; all others go through to_json().
+ * bulk load.  So do those that are made of others, because the text of many
+ * small elements may be large without end: it is to be noticed at the first one
+ * that is too much.  All others go through to_json().
  */
 #include "postgres.h"
 
 #include "access/detoast.h"
+#include "access/htup_details.h"
+#include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "common/shortest_dec.h"
+#include "funcapi.h"
+#include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
 #include "utils/datetime.h"
 #include "utils/fmgroids.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
+#include "utils/multirangetypes.h"
+#include "utils/rangetypes.h"
 #include "utils/timestamp.h"
+#include "utils/typcache.h"
 
 #include "compat.h"
+#include "sql/jsonb_value.h"
 #include "sql/recording.h"
 #include "sql/row_json.h"
 #include "sql/text.h"
 
+/* what a bit string has besides full bytes: its length, and the last byte */
+#define MAX_BITS_OVERHEAD (sizeof(int32) + 1)
+
 static const char hex_digits[] = "0123456789abcdef";
 
-ColumnKind
-column_kind(Oid type)
+/* The kinds that to_json() tells from others in the same way. */
+static ColumnKind
+kind_of_other(Oid base_type)
 {
-	switch (getBaseType(type))
+	if (OidIsValid(get_element_type(base_type)))
+		return COLUMN_ARRAY;
+	if (type_is_rowtype(base_type))
+		return COLUMN_ROW;
+	/* those of users may have a cast to json */
+	if (base_type < FirstNormalObjectId && type_is_multirange(base_type))
+		return COLUMN_MULTIRANGE;
+	return COLUMN_OTHER;
+}
+
+static ColumnKind
+base_type_kind(Oid base_type)
+{
+	switch (base_type)
 	{
 		case BOOLOID:
 			return COLUMN_BOOL;
@@ -62,8 +90,14 @@ column_kind(Oid type)
 		case JSONBOID:
 			return COLUMN_JSONB;
 		default:
-			return COLUMN_OTHER;
+			return kind_of_other(base_type);
 	}
+}
+
+ColumnKind
+column_kind(Oid type)
+{
+	return base_type_kind(getBaseType(type));
 }
 
 void
@@ -72,7 +106,14 @@ column_writer_init(ColumnWriter *writer, Oid type, MemoryContext context)
 	MemoryContext previous;
 	Expr *argument;
 
-	writer->kind = column_kind(type);
+	writer->type = getBaseType(type);
+	writer->kind = base_type_kind(writer->type);
+	if (writer->kind == COLUMN_ARRAY)
+	{
+		writer->element = MemoryContextAllocZero(context, sizeof(ColumnWriter));
+		column_writer_init(writer->element, get_element_type(writer->type),
+						   context);
+	}
 	if (writer->kind != COLUMN_OTHER)
 		return;
 
@@ -147,6 +188,21 @@ append_text(StringInfo json, EngineText text)
 	appendBinaryStringInfo(json, text.data, (int) text.length);
 }
 
+static inline bool
+is_within(const StringInfo json, Size most)
+{
+	return (Size) json->len <= most;
+}
+
+bool
+json_append_text(StringInfo json, EngineText utf8, Size most)
+{
+	if ((Size) json->len + utf8.length > most)
+		return false;
+	append_text(json, utf8);
+	return true;
+}
+
 void
 json_append_string(StringInfo json, EngineText utf8)
 {
@@ -166,6 +222,16 @@ json_append_string(StringInfo json, EngineText utf8)
 	appendStringInfoCharMacro(json, '"');
 }
 
+/* A character may become six. */
+bool
+json_append_bounded_string(StringInfo json, EngineText utf8, Size most)
+{
+	if ((Size) json->len + utf8.length + 2 > most)
+		return false;
+	json_append_string(json, utf8);
+	return is_within(json, most);
+}
+
 /*
  * Numbers
  */
@@ -182,13 +248,18 @@ append_number(StringInfo json, const char *number, int length)
 		json_append_string(json, (EngineText){number, (size_t) length});
 }
 
-static void
-append_numeric(StringInfo json, Datum value)
+bool
+json_append_numeric(StringInfo json, Numeric number, Size most)
 {
-	const char *number =
-		DatumGetCString(DirectFunctionCall1(numeric_out, value));
+	char *text;
 
-	append_number(json, number, (int) strlen(number));
+	if ((Size) json->len + jsonb_number_least_length(number) > most)
+		return false;
+	text = DatumGetCString(
+		DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
+	append_number(json, text, (int) strlen(text));
+	pfree(text);
+	return is_within(json, most);
 }
 
 static void
@@ -228,11 +299,195 @@ append_time(StringInfo json, Datum value, Oid type)
 	appendStringInfoCharMacro(json, '"');
 }
 
-void
-column_write(ColumnWriter *writer, Datum value, StringInfo json)
+/*
+ * Values that are made of others
+ */
+
+/* One dimension of an array, whose elements come in the order of the text. */
+static bool
+append_dimension(ColumnWriter *element, StringInfo json, Size most,
+				 const int *sizes, int dimensions, const Datum *values,
+				 const bool *nulls, int *at)
+{
+	appendStringInfoCharMacro(json, '[');
+	for (int index = 0; index < sizes[0]; index++)
+	{
+		bool fits = true;
+
+		CHECK_FOR_INTERRUPTS();
+		if (index > 0)
+			appendStringInfoCharMacro(json, ',');
+		if (dimensions > 1)
+			fits = append_dimension(element, json, most, sizes + 1,
+									dimensions - 1, values, nulls, at);
+		else
+		{
+			if (nulls[*at])
+				appendBinaryStringInfo(json, "null", 4);
+			else
+				fits = column_write(element, values[*at], json, most);
+			(*at)++;
+		}
+		if (!fits || !is_within(json, most))
+			return false;
+	}
+	appendStringInfoCharMacro(json, ']');
+	return true;
+}
+
+static bool
+append_array(ColumnWriter *writer, Datum value, StringInfo json, Size most)
+{
+	ArrayType *array = DatumGetArrayTypeP(value);
+	Oid type = ARR_ELEMTYPE(array);
+	Datum *values;
+	bool *nulls;
+	int count;
+	int at = 0;
+	int16 length;
+	bool by_value;
+	char alignment;
+
+	if (ARR_NDIM(array) == 0)
+	{
+		appendBinaryStringInfo(json, "[]", 2);
+		return is_within(json, most);
+	}
+	get_typlenbyvalalign(type, &length, &by_value, &alignment);
+	deconstruct_array(array, type, length, by_value, alignment, &values, &nulls,
+					  &count);
+	return append_dimension(writer->element, json, most, ARR_DIMS(array),
+							ARR_NDIM(array), values, nulls, &at);
+}
+
+static bool
+append_member(StringInfo json, Size most, Form_pg_attribute column, Datum value,
+			  bool isnull)
+{
+	const char *name = NameStr(column->attname);
+	ColumnWriter writer;
+
+	if (json->data[json->len - 1] != '{')
+		appendStringInfoCharMacro(json, ',');
+	json_append_string(json, text_to_utf8(name, strlen(name)));
+	appendStringInfoCharMacro(json, ':');
+	if (isnull)
+	{
+		appendBinaryStringInfo(json, "null", 4);
+		return is_within(json, most);
+	}
+	column_writer_init(&writer, column->atttypid, CurrentMemoryContext);
+	return column_write(&writer, value, json, most);
+}
+
+static bool
+append_row(Datum value, StringInfo json, Size most)
+{
+	HeapTupleHeader header = DatumGetHeapTupleHeader(value);
+	TupleDesc columns = lookup_rowtype_tupdesc(
+		HeapTupleHeaderGetTypeId(header), HeapTupleHeaderGetTypMod(header));
+	HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header),
+						   .t_data = header};
+	bool fits = true;
+
+	appendStringInfoCharMacro(json, '{');
+	for (int index = 0; fits && index < columns->natts; index++)
+	{
+		Form_pg_attribute column = TupleDescAttr(columns, index);
+		bool isnull;
+		Datum member;
+
+		CHECK_FOR_INTERRUPTS();
+		if (column->attisdropped)
+			continue;
+		member = heap_getattr(&tuple, index + 1, columns, &isnull);
+		fits = append_member(json, most, column, member, isnull);
+	}
+	appendStringInfoCharMacro(json, '}');
+	ReleaseTupleDesc(columns);
+	return fits;
+}
+
+/* As text, like all ranges. */
+static bool
+append_multirange(Oid type, Datum value, StringInfo json, Size most)
+{
+	MultirangeType *multirange = DatumGetMultirangeTypeP(value);
+	TypeCacheEntry *cache = lookup_type_cache(type, TYPECACHE_MULTIRANGE_INFO);
+	TypeCacheEntry *range_cache = cache->rngtype;
+	StringInfoData text;
+	RangeType **ranges;
+	FmgrInfo output;
+	Oid output_function;
+	bool varlena;
+	int32 count;
+
+	getTypeOutputInfo(range_cache->type_id, &output_function, &varlena);
+	fmgr_info(output_function, &output);
+	multirange_deserialize(range_cache, multirange, &count, &ranges);
+	initStringInfo(&text);
+	appendStringInfoCharMacro(&text, '{');
+	for (int32 index = 0; index < count; index++)
+	{
+		char *range;
+
+		CHECK_FOR_INTERRUPTS();
+		range = OutputFunctionCall(&output, RangeTypePGetDatum(ranges[index]));
+		if (index > 0)
+			appendStringInfoCharMacro(&text, ',');
+		appendStringInfoString(&text, range);
+		pfree(range);
+		if ((Size) json->len + (Size) text.len > most)
+			return false;
+	}
+	appendStringInfoCharMacro(&text, '}');
+	return json_append_bounded_string(
+		json, text_to_utf8(text.data, (size_t) text.len), most);
+}
+
+/*
+ * Characters that a value comes to at the very least, as far as that is known
+ * without looking at the value itself: it may be too large to be fetched for
+ * nothing.  jsonb may shrink, since it is binary; conversion to UTF-8 may make
+ * a text shorter, by less than a half.
+ */
+static Size
+least_length(const ColumnWriter *writer, Datum value)
+{
+	Size size;
+
+	if (writer->kind != COLUMN_TEXT && writer->kind != COLUMN_JSON &&
+		(writer->kind != COLUMN_OTHER ||
+		 (writer->type != BYTEAOID && writer->type != VARBITOID &&
+		  writer->type != BITOID)))
+		return 0;
+	size = toast_raw_datum_size(value) - VARHDRSZ;
+	if (writer->type == VARBITOID || writer->type == BITOID)
+		return size > MAX_BITS_OVERHEAD
+				   ? (size - MAX_BITS_OVERHEAD) * BITS_PER_BYTE
+				   : 0;
+	if (writer->type == BYTEAOID)
+		return size;
+	return text_database_is_utf8() ? size : size / 2;
+}
+
+/* The text of a type that has no writer of its own. */
+static bool
+append_other(ColumnWriter *writer, Datum value, StringInfo json, Size most)
+{
+	Datum result = FunctionCall1(&writer->to_json, value);
+
+	return json_append_text(json, text_datum_to_utf8(DatumGetTextPP(result)),
+							most);
+}
+
+bool
+column_write(ColumnWriter *writer, Datum value, StringInfo json, Size most)
 {
 	char number[DOUBLE_SHORTEST_DECIMAL_LEN + MAXINT8LEN];
 
+	if ((Size) json->len + least_length(writer, value) > most)
+		return false;
 	switch (writer->kind)
 	{
 		case COLUMN_BOOL:
@@ -262,11 +517,10 @@ column_write(ColumnWriter *writer, Datum value, StringInfo json)
 				double_to_shortest_decimal_buf(DatumGetFloat8(value), number));
 			break;
 		case COLUMN_NUMERIC:
-			append_numeric(json, value);
-			break;
+			return json_append_numeric(json, DatumGetNumeric(value), most);
 		case COLUMN_TEXT:
-			json_append_string(json, text_datum_to_utf8(DatumGetTextPP(value)));
-			break;
+			return json_append_bounded_string(
+				json, text_datum_to_utf8(DatumGetTextPP(value)), most);
 		case COLUMN_UUID:
 			append_uuid(json, DatumGetUUIDP(value));
 			break;
@@ -280,29 +534,20 @@ column_write(ColumnWriter *writer, Datum value, StringInfo json)
 			append_time(json, value, TIMESTAMPTZOID);
 			break;
 		case COLUMN_JSON:
-			append_text(json, text_datum_to_utf8(DatumGetTextPP(value)));
-			break;
+			return json_append_text(
+				json, text_datum_to_utf8(DatumGetTextPP(value)), most);
 		case COLUMN_JSONB:
-			append_text(json, recording_json(value));
-			break;
+			return recording_append_json(json, value, most);
+		case COLUMN_ARRAY:
+			check_stack_depth();
+			return append_array(writer, value, json, most);
+		case COLUMN_ROW:
+			check_stack_depth();
+			return append_row(value, json, most);
+		case COLUMN_MULTIRANGE:
+			return append_multirange(writer->type, value, json, most);
 		case COLUMN_OTHER:
-			append_text(json, text_datum_to_utf8(DatumGetTextPP(
-								  FunctionCall1(&writer->to_json, value))));
-			break;
+			return append_other(writer, value, json, most);
 	}
-}
-
-/*
- * Only texts are known not to shrink: jsonb is binary.  Conversion to UTF-8
- * may make a text shorter, by less than a half.
- */
-Size
-column_least_size(const ColumnWriter *writer, Datum value)
-{
-	Size size;
-
-	if (writer->kind != COLUMN_TEXT && writer->kind != COLUMN_JSON)
-		return 0;
-	size = toast_raw_datum_size(value) - VARHDRSZ;
-	return text_database_is_utf8() ? size : size / 2;
+	return is_within(json, most);
 }

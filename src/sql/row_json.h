@@ -4,7 +4,11 @@
  *
  * The text is what to_json() would give, with two differences: it is in UTF-8,
  * and floating-point numbers are written with as many digits as they need,
- * whatever the session's settings are.
+ * whatever the session's settings are.  It is not made longer than is allowed:
+ * few bytes of numbers can stand for GBs of digits.
+ *
+ * Casts to json and output functions may be the user's: what is written here
+ * is written before anything is looked up that these could change.
  */
 #ifndef ABSMARTLY_SQL_ROW_JSON_H
 #define ABSMARTLY_SQL_ROW_JSON_H
@@ -13,6 +17,7 @@
 
 #include "fmgr.h"
 #include "lib/stringinfo.h"
+#include "utils/numeric.h"
 #include "utils/uuid.h"
 
 #include "engine/engine.h"
@@ -33,6 +38,9 @@ typedef enum ColumnKind
 	COLUMN_TIMESTAMPTZ,
 	COLUMN_JSON,
 	COLUMN_JSONB,
+	COLUMN_ARRAY,
+	COLUMN_ROW, /* of a composite type, or of none */
+	COLUMN_MULTIRANGE, /* of the server's */
 	COLUMN_OTHER
 } ColumnKind;
 
@@ -40,6 +48,8 @@ typedef enum ColumnKind
 typedef struct ColumnWriter
 {
 	ColumnKind kind; /* of a domain: its base type's */
+	Oid type; /* the base type */
+	struct ColumnWriter *element; /* COLUMN_ARRAY */
 	FmgrInfo to_json; /* COLUMN_OTHER */
 } ColumnWriter;
 
@@ -52,18 +62,21 @@ extern ColumnKind column_kind(Oid type);
 extern void column_writer_init(ColumnWriter *writer, Oid type,
 							   MemoryContext context);
 
-/* Appends a value that is not null. */
-extern void column_write(ColumnWriter *writer, Datum value, StringInfo json);
-
 /*
- * Bytes that column_write() will append at the very least, as far as that is
- * known without looking at the value itself: it may be too large to be fetched
- * for nothing.
+ * Appends a value that is not null.  False, with a part of it appended at most,
+ * if the text would become longer than most bytes.
  */
-extern Size column_least_size(const ColumnWriter *writer, Datum value);
+extern bool column_write(ColumnWriter *writer, Datum value, StringInfo json,
+						 Size most);
 
 /* Appends a text as a JSON string. */
 extern void json_append_string(StringInfo json, EngineText utf8);
+
+/* Appends what comes from the user, within a bound as column_write(). */
+extern bool json_append_text(StringInfo json, EngineText utf8, Size most);
+extern bool json_append_bounded_string(StringInfo json, EngineText utf8,
+									   Size most);
+extern bool json_append_numeric(StringInfo json, Numeric number, Size most);
 
 /* Writes the canonical text of a uuid, not terminated. */
 extern void uuid_to_text(const pg_uuid_t *uuid, char text[UUID_TEXT_LENGTH]);

@@ -24,7 +24,7 @@ goal_properties(Datum properties, const text *goal)
 	Value value;
 
 	if (jsonb_datum_is_object(properties))
-		return recording_json(properties);
+		return recording_json(properties, "properties");
 	jsonb = DatumGetJsonbP(properties);
 	jsonb_to_value(jsonb, &value);
 	if (value.kind != VALUE_NULL)
@@ -70,7 +70,7 @@ absmartly_track(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(4) || settings_include_system_attributes)
 		context.attributes = recording_attributes(
 			PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4),
-			&context.nattributes);
+			&context.nattributes, NULL);
 	if (units.count == 0)
 		PG_RETURN_VOID();
 

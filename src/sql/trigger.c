@@ -766,11 +766,9 @@ write_properties(TrackedRow *row, TrackMap *map, const TupleTableSlot *slot,
 			continue;
 		}
 		row->column = property->column;
-		if (!buffer_event_fits(
-				(size_t) json.len +
-				column_least_size(&property->writer, slot->tts_values[at])))
+		if (!column_write(&property->writer, slot->tts_values[at], &json,
+						  recording_most_json()))
 			return false;
-		column_write(&property->writer, slot->tts_values[at], &json);
 	}
 	row->column = 0;
 	appendStringInfoChar(&json, '}');
@@ -784,13 +782,15 @@ write_properties(TrackedRow *row, TrackMap *map, const TupleTableSlot *slot,
  * attributes: the goal itself is not lost.
  */
 static void
-make_fit(TrackedRow *row, EventContext *context, EventGoal *goal)
+make_fit(TrackedRow *row, EventContext *context, EventGoal *goal,
+		 bool attributes_fit)
 {
 	const char *missing = "its properties";
 
 	goal->properties.data = NULL;
 	goal->properties.length = 0;
-	if (!buffer_event_fits(encoder_goal_bound(context, goal)))
+	if (!attributes_fit ||
+		!buffer_event_fits(encoder_goal_bound(context, goal)))
 	{
 		missing = "its properties and attributes";
 		context->attributes = NULL;
@@ -816,6 +816,7 @@ track_row(TrackedRow *row)
 	EventGoal goal;
 	EventUnit *units;
 	Datum attributes = (Datum) 0;
+	bool attributes_fit = true;
 	bool fits;
 
 	check_timing(row);
@@ -847,16 +848,16 @@ track_row(TrackedRow *row)
 	if (map->attributes != 0 && !slot->tts_isnull[map->attributes - 1])
 		attributes = slot->tts_values[map->attributes - 1];
 	if (attributes != (Datum) 0 || settings_include_system_attributes)
-		context.attributes =
-			recording_attributes(attributes, &context.nattributes);
+		context.attributes = recording_attributes(
+			attributes, &context.nattributes, &attributes_fit);
 	if (context.nattributes > 0)
 		context.set_at = goal.achieved_at;
 
 	fits = write_properties(row, map, slot, &goal.properties);
 	row->column = 0;
-	if (unlikely(!fits ||
+	if (unlikely(!fits || !attributes_fit ||
 				 !buffer_event_fits(encoder_goal_bound(&context, &goal))))
-		make_fit(row, &context, &goal);
+		make_fit(row, &context, &goal, attributes_fit);
 	buffer_goal(&context, &goal);
 }
 
