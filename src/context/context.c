@@ -637,10 +637,17 @@ context_current(void)
 		look_for_data(context);
 	else if (unlikely(version_hold_is_stale(&context->data)))
 		keep_copy(context);
-	if (unlikely(context->options.refresh_interval > 0) &&
+	else if (likely(context->options.refresh_interval == 0))
+		return context;
+
+	/* the event logger may have run */
+	context = context_mine;
+	if (context != NULL && context->options.refresh_interval > 0 &&
 		context->state == CONTEXT_READY && !context->failed)
 		refresh_if_due(context);
-	return context;
+	if (unlikely(context_mine == NULL))
+		raise_no_context();
+	return context_mine;
 }
 
 void

@@ -163,10 +163,22 @@ extern void context_create(const Jsonb *units, const Jsonb *attributes,
 extern void context_drop(void);
 
 /*
- * The session's context, as it is now: what it has waited for may have come.
- * Raises 55000 if there is none.
+ * The session's context, as it is now: what it has waited for may have come,
+ * and the event logger may have been told of it.  Raises 55000 if there is
+ * none.
  */
 extern Context *context_current(void);
+
+/*
+ * The session's context if it is the one with this key, else NULL: whoever has
+ * let code of the user's run, the event logger's above all, goes on with this.
+ */
+static inline Context *
+context_of_key(uint64 key)
+{
+	return context_mine != NULL && context_mine->key == key ? context_mine
+															: NULL;
+}
 
 /*
  * Raises 42501 in a security-restricted operation, like PREPARE: code of others

@@ -338,12 +338,18 @@ log_goal(const Context *context, const EventGoal *goal)
 void
 context_log_data(const Context *context, const char *event)
 {
+	uint64 key = context->key;
 	EngineText raw;
 
 	if (!logger_wanted())
 		return;
+	/* what waits is told first, and that is the user's code */
+	logger_flush();
+	context = context_of_key(key);
+	if (context == NULL || context->snapshot == NULL)
+		return;
 	raw = snapshot_text(context->snapshot, context->snapshot->raw);
-	logger_emit(context->key, event, raw.data, raw.length);
+	logger_emit(key, event, raw.data, raw.length);
 }
 
 void

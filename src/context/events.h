@@ -14,7 +14,9 @@
 
 /*
  * Queues the exposure of an entry's assignment, unless that is done.  Raises as
- * recording does (events/buffer.h).
+ * recording does (events/buffer.h).  This, context_track() and the functions
+ * that tell the event logger run the logger at their end: what their callers
+ * have of the context is to be found anew afterwards, by its key.
  */
 extern void context_expose(Context *context, ContextEntry *entry);
 

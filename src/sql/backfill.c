@@ -801,6 +801,11 @@ run_chunk(Backfill *backfill)
 	if (count == 0)
 		return 0;
 
+	/* a key's cast to text may be the user's */
+	if (last == NULL)
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("key column \"%s\" of %s has a key without text",
+							   backfill->key, backfill->relation)));
 	if (strlen(last) > MAX_POSITION)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),

@@ -160,6 +160,8 @@ static const Jsonb *
 find_value(Context *context, const text *key, bool expose)
 {
 	EngineText utf8 = evaluation_name(key, "key of a variable");
+	uint64 context_key = context->key;
+	uint64 data_number = context->data_number;
 	const SnapVariable *variable = NULL;
 
 	if (context->snapshot != NULL)
@@ -190,34 +192,43 @@ find_value(Context *context, const text *key, bool expose)
 			context_expose(context, entry);
 		if (value != NULL)
 			return value;
+		/* or that there are other experiments, or none */
+		context = context_of_key(context_key);
+		if (context == NULL || context->data_number != data_number)
+			break;
 	}
 	return NULL;
 }
 
+/*
+ * The value is a copy: making it one of the default's type may run code of the
+ * user's, and this may end the context.
+ */
 static Datum
 variable_value(FunctionCallInfo fcinfo, bool expose)
 {
 	Context *context = context_current();
 	VariableSite *site = call_site_state(fcinfo, sizeof(VariableSite));
 	const Jsonb *value = NULL;
+	const text *key;
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
+	key = PG_GETARG_TEXT_PP(0);
 	context_require_open(context);
 	if (context->state == CONTEXT_READY)
-		value = find_value(context, PG_GETARG_TEXT_PP(0), expose);
-	return variable_result(fcinfo, &site->target, PG_GETARG_TEXT_PP(0), value,
-						   1);
+		value = find_value(context, key, expose);
+	return variable_result(fcinfo, &site->target, key, value, 1);
 }
 
 PG_FUNCTION_INFO_V1(absmartly_context_peek_variable_value);
 
 /*
- * absmartly_context_peek_variable_value(key text, default_value anyelement)
- * -> anyelement
+ * absmartly_context_peek_variable_value(key text, default_value anycompatible)
+ * -> anycompatible
  *
- * The same with text for anyelement.  The default, which may be NULL, before
- * the context is ready.  A NULL key gives NULL.
+ * The default, which may be NULL, before the context is ready.  A NULL key
+ * gives NULL.
  */
 Datum
 absmartly_context_peek_variable_value(PG_FUNCTION_ARGS)
@@ -228,8 +239,8 @@ absmartly_context_peek_variable_value(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_variable_value);
 
 /*
- * absmartly_context_variable_value(key text, default_value anyelement)
- * -> anyelement
+ * absmartly_context_variable_value(key text, default_value anycompatible)
+ * -> anycompatible
  *
  * The same, and exposes the experiments that it consults.
  */
