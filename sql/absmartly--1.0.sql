@@ -156,29 +156,15 @@ COMMENT ON FUNCTION absmartly_unit_treatment(uuid, text, jsonb, timestamptz, boo
 CREATE FUNCTION absmartly_variable_value(
 	units jsonb,
 	key text,
-	default_value anyelement,
+	default_value anycompatible,
 	attributes jsonb DEFAULT NULL,
 	exposed_at timestamptz DEFAULT NULL,
 	historic boolean DEFAULT NULL)
-RETURNS anyelement
+RETURNS anycompatible
 AS 'MODULE_PATHNAME', 'absmartly_variable_value'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 50;
 
-COMMENT ON FUNCTION absmartly_variable_value(jsonb, text, anyelement, jsonb, timestamptz, boolean) IS
-'value of a variable for these units, or the default; queues the exposures of the experiments it consults';
-
-CREATE FUNCTION absmartly_variable_value(
-	units jsonb,
-	key text,
-	default_value text,
-	attributes jsonb DEFAULT NULL,
-	exposed_at timestamptz DEFAULT NULL,
-	historic boolean DEFAULT NULL)
-RETURNS text
-AS 'MODULE_PATHNAME', 'absmartly_variable_value'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED COST 50;
-
-COMMENT ON FUNCTION absmartly_variable_value(jsonb, text, text, jsonb, timestamptz, boolean) IS
+COMMENT ON FUNCTION absmartly_variable_value(jsonb, text, anycompatible, jsonb, timestamptz, boolean) IS
 'value of a variable for these units, or the default; queues the exposures of the experiments it consults';
 
 --
@@ -218,25 +204,13 @@ COMMENT ON FUNCTION absmartly_track_trigger() IS
 CREATE FUNCTION absmartly_peek_variable_value(
 	units jsonb,
 	key text,
-	default_value anyelement,
+	default_value anycompatible,
 	attributes jsonb DEFAULT NULL)
-RETURNS anyelement
+RETURNS anycompatible
 AS 'MODULE_PATHNAME', 'absmartly_peek_variable_value'
 LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL SAFE COST 25;
 
-COMMENT ON FUNCTION absmartly_peek_variable_value(jsonb, text, anyelement, jsonb) IS
-'value of a variable for these units, or the default, without exposures';
-
-CREATE FUNCTION absmartly_peek_variable_value(
-	units jsonb,
-	key text,
-	default_value text,
-	attributes jsonb DEFAULT NULL)
-RETURNS text
-AS 'MODULE_PATHNAME', 'absmartly_peek_variable_value'
-LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL SAFE COST 25;
-
-COMMENT ON FUNCTION absmartly_peek_variable_value(jsonb, text, text, jsonb) IS
+COMMENT ON FUNCTION absmartly_peek_variable_value(jsonb, text, anycompatible, jsonb) IS
 'value of a variable for these units, or the default, without exposures';
 
 CREATE FUNCTION absmartly_variable_keys()
@@ -1290,40 +1264,22 @@ COMMENT ON FUNCTION absmartly_context_peek_treatment(text) IS
 
 CREATE FUNCTION absmartly_context_variable_value(
 	key text,
-	default_value anyelement)
-RETURNS anyelement
+	default_value anycompatible)
+RETURNS anycompatible
 AS 'MODULE_PATHNAME', 'absmartly_context_variable_value'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 
-COMMENT ON FUNCTION absmartly_context_variable_value(text, anyelement) IS
-'the value of a variable in the context, or the default; exposes the experiments that it consults';
-
-CREATE FUNCTION absmartly_context_variable_value(key text, default_value text)
-RETURNS text
-AS 'MODULE_PATHNAME', 'absmartly_context_variable_value'
-LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-
-COMMENT ON FUNCTION absmartly_context_variable_value(text, text) IS
+COMMENT ON FUNCTION absmartly_context_variable_value(text, anycompatible) IS
 'the value of a variable in the context, or the default; exposes the experiments that it consults';
 
 CREATE FUNCTION absmartly_context_peek_variable_value(
 	key text,
-	default_value anyelement)
-RETURNS anyelement
+	default_value anycompatible)
+RETURNS anycompatible
 AS 'MODULE_PATHNAME', 'absmartly_context_peek_variable_value'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 
-COMMENT ON FUNCTION absmartly_context_peek_variable_value(text, anyelement) IS
-'the value of a variable in the context, or the default, without exposing';
-
-CREATE FUNCTION absmartly_context_peek_variable_value(
-	key text,
-	default_value text)
-RETURNS text
-AS 'MODULE_PATHNAME', 'absmartly_context_peek_variable_value'
-LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-
-COMMENT ON FUNCTION absmartly_context_peek_variable_value(text, text) IS
+COMMENT ON FUNCTION absmartly_context_peek_variable_value(text, anycompatible) IS
 'the value of a variable in the context, or the default, without exposing';
 
 CREATE FUNCTION absmartly_context_variable_keys()

@@ -130,6 +130,12 @@ compat_input(FmgrInfo *input, char *text, Oid io_parameter, Datum *result)
 }
 #endif
 
+/*
+ * Whether internal subtransactions that write nothing are allowed in parallel
+ * mode, and in parallel workers.
+ */
+#define COMPAT_PARALLEL_SUBTRANSACTIONS (PG_VERSION_NUM >= 170000)
+
 /* Gives a relation an empty file, which a rollback takes back. */
 #if PG_VERSION_NUM >= 160000
 #define set_new_file(relation) \

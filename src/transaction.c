@@ -52,8 +52,7 @@ subtransaction_end(SubXactEvent event, SubTransactionId id,
 {
 	buffer_subtransaction_end(event);
 	context_subtransaction_end(event);
-	if (event == SUBXACT_EVENT_ABORT_SUB)
-		logger_subtransaction_aborted();
+	logger_subtransaction_end(event);
 }
 
 void

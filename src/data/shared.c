@@ -136,6 +136,7 @@ shared_startup(void)
 			ContextSlot *context = &shared->slots[i].context;
 
 			pg_atomic_init_u64(&shared->slots[i].parallel_serial, 0);
+			pg_atomic_init_u32(&shared->slots[i].warned, 0);
 			pg_atomic_init_u64(&context->key, 0);
 			pg_atomic_init_u64(&context->committed, 0);
 			pg_atomic_init_u64(&context->released, 0);

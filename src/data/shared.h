@@ -235,6 +235,8 @@ typedef struct BackendSlot
 {
 	pg_atomic_uint64 parallel_serial; /* of the version that its parallel
 									   * workers see; 0: it has none */
+	pg_atomic_uint32 warned; /* process whose session has had the warning of a
+							  * value that does not fit; 0: none */
 	ContextSlot context;
 } BackendSlot;
 

@@ -205,6 +205,7 @@ text_datum(const char *text)
 typedef struct WaitingEvent
 {
 	struct WaitingEvent *next;
+	int level; /* of the subtransaction that it is of */
 	uint64 context;
 	const char *event; /* a constant */
 	char *data; /* NULL: message counts */
@@ -283,6 +284,7 @@ let_wait(uint64 context, const char *event, const char *data, size_t length,
 	MemoryContext previous = MemoryContextSwitchTo(TopTransactionContext);
 	WaitingEvent *entry = palloc0(sizeof(WaitingEvent));
 
+	entry->level = GetCurrentTransactionNestLevel();
 	entry->context = context;
 	entry->event = event;
 	if (data != NULL)
@@ -352,17 +354,28 @@ logger_forget(void)
 	in_logger = false;
 }
 
-/*
- * Parallel mode begins and ends in one subtransaction: what waits is of the one
- * that was rolled back.
- */
 void
-logger_subtransaction_aborted(void)
+logger_subtransaction_end(SubXactEvent event)
 {
-	if (in_logger)
+	int level = GetCurrentTransactionNestLevel();
+	WaitingEvent *kept = NULL;
+
+	if (likely(waiting == NULL) || in_logger ||
+		(event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB))
 		return;
-	waiting = NULL;
-	last_waiting = NULL;
+	/* those of a subtransaction come after all that was there before it */
+	for (WaitingEvent *entry = waiting; entry != NULL; entry = entry->next)
+	{
+		if (entry->level >= level && event == SUBXACT_EVENT_ABORT_SUB)
+			break;
+		entry->level = Min(entry->level, level - 1);
+		kept = entry;
+	}
+	last_waiting = kept;
+	if (kept != NULL)
+		kept->next = NULL;
+	else
+		waiting = NULL;
 }
 
 /*

@@ -8,6 +8,8 @@
 
 #include "postgres.h"
 
+#include "access/xact.h"
+
 /* Whether absmartly.event_logger is set here. */
 extern bool logger_wanted(void);
 
@@ -39,8 +41,8 @@ extern void logger_flush(void);
 /* The transaction has ended: what waits is forgotten. */
 extern void logger_forget(void);
 
-/* A subtransaction was rolled back: the same, unless it is the logger's own. */
-extern void logger_subtransaction_aborted(void);
+/* What waits is forgotten with the subtransaction that it is of. */
+extern void logger_subtransaction_end(SubXactEvent event);
 
 /* Tells it of an error, by its text in the database's encoding. */
 extern void logger_emit_error_from_worker(uint64 context, const char *message);

@@ -10,10 +10,13 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
@@ -75,6 +78,28 @@ target_init(Target *target, Oid type, MemoryContext context)
  */
 
 /*
+ * Whether an error says that a text is no value of a type: it is malformed,
+ * breaks a constraint, names something that does not exist, or is too large; or
+ * the type takes no text at all, like anonymous rows; or code of the user's
+ * says so.
+ */
+static bool
+error_is_about_value(int code)
+{
+	switch (ERRCODE_TO_CATEGORY(code))
+	{
+		case ERRCODE_DATA_EXCEPTION:
+		case ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION:
+		case ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION:
+		case ERRCODE_FEATURE_NOT_SUPPORTED:
+			return true;
+		default:
+			return code == ERRCODE_PROGRAM_LIMIT_EXCEEDED ||
+				   code == ERRCODE_RAISE_EXCEPTION;
+	}
+}
+
+/*
  * Whether the type's input function is one of the server's that look at
  * nothing but their argument: no element types, no catalogs beyond a cache.
  */
@@ -110,7 +135,7 @@ call_plain_input(Target *target, char *text, Datum *result)
 	}
 	PG_CATCH();
 	{
-		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+		if (!error_is_about_value(geterrcode()))
 			PG_RE_THROW();
 		MemoryContextSwitchTo(caller);
 		FlushErrorState();
@@ -118,20 +143,6 @@ call_plain_input(Target *target, char *text, Datum *result)
 	}
 	PG_END_TRY();
 	return fits;
-}
-
-/*
- * Whether an error says that a text is no value of a type: it is malformed,
- * breaks a constraint, or names something that does not exist.
- */
-static bool
-error_is_about_value(int code)
-{
-	return ERRCODE_TO_CATEGORY(code) == ERRCODE_DATA_EXCEPTION ||
-		   ERRCODE_TO_CATEGORY(code) ==
-			   ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION ||
-		   ERRCODE_TO_CATEGORY(code) ==
-			   ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION;
 }
 
 /* For all others: what they leave behind is rolled back. */
@@ -171,17 +182,146 @@ call_input_in_subtransaction(Target *target, char *text, Datum *result)
 }
 
 /*
- * In parallel mode there are no subtransactions: there an error that a type of
- * an extension's or the user's raises reaches the user.
+ * Where there are no subtransactions
+ *
+ * Before version 17 parallel mode has none.  There an error is caught if it was
+ * raised by the input function itself or by a check that was not met: these
+ * leave nothing but what a resource owner knows (a row type's descriptor for
+ * example), and they get one of their own.  What an error leaves behind that
+ * was raised inside of a function in SQL or in a procedural language (states of
+ * the executor, of SPI, of the language) only a subtransaction could take back:
+ * that error goes on to the user.
  */
+typedef struct InputGuard
+{
+	ErrorContextCallback callback;
+	bool nested; /* the last message was from inside of a function */
+	Snapshot snapshot; /* the active one */
+	int spi_result; /* of the caller */
+} InputGuard;
+
+/* A value that SPI never gives: SPI_connect() overwrites it. */
+#define GUARD_MARK 0x5EA1
+
+/* Functions in SQL and in languages have put a callback of theirs before. */
+static void
+guard_callback(void *argument)
+{
+	InputGuard *guard = argument;
+
+	guard->nested = error_context_stack != &guard->callback;
+}
+
+static Snapshot
+active_snapshot(void)
+{
+	return ActiveSnapshotSet() ? GetActiveSnapshot() : NULL;
+}
+
+static void
+guard_begin(InputGuard *guard)
+{
+	guard->nested = false;
+	guard->snapshot = active_snapshot();
+	guard->spi_result = SPI_result;
+	SPI_result = GUARD_MARK;
+	guard->callback.callback = guard_callback;
+	guard->callback.arg = guard;
+	guard->callback.previous = error_context_stack;
+	error_context_stack = &guard->callback;
+}
+
+/* Whether nothing is left behind that the guard knows how to tell. */
+static bool
+guard_end(InputGuard *guard)
+{
+	bool clean = !guard->nested && SPI_result == GUARD_MARK &&
+				 active_snapshot() == guard->snapshot;
+
+	SPI_result = guard->spi_result;
+	return clean;
+}
+
+static void
+release_resources(ResourceOwner owner, bool done)
+{
+	ResourceOwnerRelease(owner, RESOURCE_RELEASE_BEFORE_LOCKS, done, false);
+	ResourceOwnerRelease(owner, RESOURCE_RELEASE_LOCKS, done, false);
+	ResourceOwnerRelease(owner, RESOURCE_RELEASE_AFTER_LOCKS, done, false);
+	ResourceOwnerDelete(owner);
+}
+
+static bool
+call_input_in_parallel(Target *target, char *text, Datum *result)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ResourceOwner own = ResourceOwnerCreate(owner, "absmartly value");
+	InputGuard guard;
+	volatile bool fits = true;
+
+	PG_TRY();
+	{
+		guard_begin(&guard);
+		CurrentResourceOwner = own;
+		fits = compat_input(&target->input, text, target->io_parameter, result);
+		CurrentResourceOwner = owner;
+		error_context_stack = guard.callback.previous;
+		(void) guard_end(&guard);
+		release_resources(own, true);
+	}
+	PG_CATCH();
+	{
+		CurrentResourceOwner = owner;
+		/* else all of it is for the end of the transaction */
+		if (!guard_end(&guard) || !error_is_about_value(geterrcode()))
+			PG_RE_THROW();
+		MemoryContextSwitchTo(caller);
+		FlushErrorState();
+		release_resources(own, false);
+		fits = false;
+	}
+	PG_END_TRY();
+	return fits;
+}
+
 static bool
 call_input(Target *target, char *text, Datum *result)
 {
 	if (has_plain_input(target))
 		return call_plain_input(target, text, result);
-	if (!IsInParallelMode())
+	if (!IsInParallelMode() || COMPAT_PARALLEL_SUBTRANSACTIONS)
 		return call_input_in_subtransaction(target, text, result);
-	return compat_input(&target->input, text, target->io_parameter, result);
+	return call_input_in_parallel(target, text, result);
+}
+
+/*
+ * Whether a value has a text that one can make: a few kB of numbers may stand
+ * for GBs of digits.
+ */
+#define MAX_TEXT (64 * 1024 * 1024)
+#define FEW_NUMBERS 4096 /* bytes that can't hold too many digits */
+
+static bool
+has_text(const Jsonb *jsonb)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue value;
+	Size length = 0;
+
+	if (likely(VARSIZE(jsonb) <= FEW_NUMBERS))
+		return true;
+	iterator = JsonbIteratorInit(unconstify(JsonbContainer *, &jsonb->root));
+	while (length <= MAX_TEXT &&
+		   (token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if ((token == WJB_VALUE || token == WJB_ELEM) &&
+			value.type == jbvNumeric)
+			length += jsonb_number_least_length(value.val.numeric);
+	}
+	return length <= MAX_TEXT;
 }
 
 /*
@@ -217,6 +357,8 @@ input_text(TargetKind kind, const Value *value, const Jsonb *jsonb)
 	if (value->kind == VALUE_STRING && kind != TARGET_JSONB &&
 		kind != TARGET_JSON)
 		return pnstrdup(value->u.string.data, value->u.string.length);
+	if (!has_text(jsonb))
+		return NULL;
 	return JsonbToCString(NULL, unconstify(JsonbContainer *, &jsonb->root),
 						  VARSIZE(jsonb));
 }
@@ -255,6 +397,7 @@ static bool
 convert_number(TargetKind kind, Numeric number, Datum *result)
 {
 	double approximate;
+	float4 narrow;
 
 	switch (kind)
 	{
@@ -262,13 +405,15 @@ convert_number(TargetKind kind, Numeric number, Datum *result)
 			*result = datumCopy(NumericGetDatum(number), false, -1);
 			return true;
 		case TARGET_FLOAT4:
-			approximate = jsonb_number_double(number);
-			*result = Float4GetDatum((float4) approximate);
-			return !isinf((float4) approximate);
+			narrow = (float4) jsonb_number_double(number);
+			*result = Float4GetDatum(narrow);
+			return !isinf(narrow) &&
+				   (narrow != 0 || jsonb_number_is_zero(number));
 		case TARGET_FLOAT8:
 			approximate = jsonb_number_double(number);
 			*result = Float8GetDatum(approximate);
-			return !isinf(approximate);
+			return !isinf(approximate) &&
+				   (approximate != 0 || jsonb_number_is_zero(number));
 		default:
 			return convert_integer(kind, number, result);
 	}
@@ -304,12 +449,16 @@ target_convert(Target *target, const Jsonb *jsonb, Datum *result, bool *is_null)
 			return true;
 		case TARGET_JSON:
 		case TARGET_TEXT:
-			if (json || value.kind != VALUE_STRING)
-				*result = CStringGetTextDatum(
-					input_text(target->kind, &value, jsonb));
-			else
+			if (!json && value.kind == VALUE_STRING)
+			{
 				*result = PointerGetDatum(cstring_to_text_with_len(
 					value.u.string.data, (int) value.u.string.length));
+				return true;
+			}
+			text = input_text(target->kind, &value, jsonb);
+			if (text == NULL)
+				return false;
+			*result = CStringGetTextDatum(text);
 			return true;
 		case TARGET_BOOLEAN:
 			if (value.kind != VALUE_BOOLEAN)

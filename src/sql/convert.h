@@ -10,6 +10,10 @@
  *	domains				as their base type, if the constraints hold
  *
  * JSON null is SQL NULL, except for jsonb and json.
+ *
+ * Input functions and the checks of domains may be the user's code.  What they
+ * get is a copy, and nothing else is read after they have run.  A value that
+ * they refuse does not fit: they may say so by an error, also by RAISE.
  */
 #ifndef ABSMARTLY_SQL_CONVERT_H
 #define ABSMARTLY_SQL_CONVERT_H

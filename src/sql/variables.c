@@ -13,6 +13,7 @@
 #include "utils/datum.h"
 #include "utils/memutils.h"
 
+#include "data/shared.h"
 #include "sql/convert.h"
 #include "sql/evaluation.h"
 #include "sql/exposure.h"
@@ -137,15 +138,43 @@ find_value(VariableCall *call, const DataVersion *version,
 	return NULL;
 }
 
-/* Says that a value does not fit, once in a session or parallel worker. */
+/*
+ * Whether nobody of the session has warned yet.  Parallel workers ask their
+ * leader's slot, which remembers for whom it was, since it has been others'.
+ * Without shared memory each worker is on its own.
+ */
+static bool
+is_first_warning(void)
+{
+	static bool warned = false;
+	uint32 session;
+	int number;
+
+	if (warned)
+		return false;
+	warned = true;
+	if (!shared_available())
+		return true;
+	if (IsParallelWorker())
+	{
+		session = (uint32) MyProc->lockGroupLeader->pid;
+		number = parallel_leader_slot_number();
+	}
+	else
+	{
+		session = (uint32) MyProcPid;
+		number = backend_slot_number();
+	}
+	return pg_atomic_exchange_u32(&shared_slot(number)->warned, session) !=
+		   session;
+}
+
+/* Says that a value does not fit, once in a session. */
 static void
 warn_unfit(const text *key, Oid type)
 {
-	static bool warned = false;
-
-	if (warned)
+	if (!is_first_warning())
 		return;
-	warned = true;
 	ereport(WARNING,
 			(errcode(ERRCODE_DATATYPE_MISMATCH),
 			 errmsg("the value of variable \"%s\" does not fit type %s",
@@ -156,6 +185,7 @@ warn_unfit(const text *key, Oid type)
 					 "is.")));
 }
 
+/* Nothing that was looked up is used once the value has been converted. */
 Datum
 variable_result(FunctionCallInfo fcinfo, Target *target, const text *key,
 				const Jsonb *value, int argument)
@@ -234,13 +264,13 @@ PG_FUNCTION_INFO_V1(absmartly_peek_variable_value);
 
 /*
  * absmartly_peek_variable_value(units jsonb, key text,
- *								 default_value anyelement, attributes jsonb)
- * -> anyelement
+ *								 default_value anycompatible, attributes jsonb)
+ * -> anycompatible
  *
- * The same with text for anyelement.  The value of a variable for these units,
- * or the default, which may be NULL.  NULL units or key give NULL.  A value
- * that does not fit the type (convert.h) gives the default and one warning per
- * session.  Errors as absmartly_peek_treatment().
+ * The value of a variable for these units, or the default, which may be NULL.
+ *NULL units or key give NULL.  A value that does not fit the type (convert.h)
+ *gives the default and one warning per session.  Errors as
+ *absmartly_peek_treatment().
  */
 Datum
 absmartly_peek_variable_value(PG_FUNCTION_ARGS)
@@ -255,9 +285,9 @@ absmartly_peek_variable_value(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_variable_value);
 
 /*
- * absmartly_variable_value(units jsonb, key text, default_value anyelement,
+ * absmartly_variable_value(units jsonb, key text, default_value anycompatible,
  *							attributes jsonb, exposed_at timestamptz,
- *							historic boolean) -> anyelement
+ *							historic boolean) -> anycompatible
  *
  * The same as absmartly_peek_variable_value(), and queues the exposures of the
  * experiments that it consults.  Errors also as absmartly_treatment().
