@@ -80,8 +80,7 @@ target_init(Target *target, Oid type, MemoryContext context)
 /*
  * Whether an error says that a text is no value of a type: it is malformed,
  * breaks a constraint, names something that does not exist, or is too large; or
- * the type takes no text at all, like anonymous rows; or code of the user's
- * says so.
+ * the type takes no text at all, like anonymous rows.
  */
 static bool
 error_is_about_value(int code)
@@ -94,8 +93,7 @@ error_is_about_value(int code)
 		case ERRCODE_FEATURE_NOT_SUPPORTED:
 			return true;
 		default:
-			return code == ERRCODE_PROGRAM_LIMIT_EXCEEDED ||
-				   code == ERRCODE_RAISE_EXCEPTION;
+			return code == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
 	}
 }
 

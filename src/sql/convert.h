@@ -12,8 +12,9 @@
  * JSON null is SQL NULL, except for jsonb and json.
  *
  * Input functions and the checks of domains may be the user's code.  What they
- * get is a copy, and nothing else is read after they have run.  A value that
- * they refuse does not fit: they may say so by an error, also by RAISE.
+ * get is a copy, and nothing else is read after they have run.  An error of
+ * theirs that is about the value says that it does not fit; others, like those
+ * of RAISE without a code, are the user's.
  */
 #ifndef ABSMARTLY_SQL_CONVERT_H
 #define ABSMARTLY_SQL_CONVERT_H
