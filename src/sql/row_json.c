@@ -353,6 +353,10 @@ append_array(ColumnWriter *writer, Datum value, StringInfo json, Size most)
 		appendBinaryStringInfo(json, "[]", 2);
 		return is_within(json, most);
 	}
+	/* an element has a character and is followed by another one, at least */
+	count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+	if ((Size) json->len + 2 * (Size) count > most)
+		return false;
 	get_typlenbyvalalign(type, &length, &by_value, &alignment);
 	deconstruct_array(array, type, length, by_value, alignment, &values, &nulls,
 					  &count);
@@ -422,6 +426,8 @@ append_multirange(Oid type, Datum value, StringInfo json, Size most)
 	bool varlena;
 	int32 count;
 
+	if ((Size) json->len + (Size) multirange->rangeCount > most)
+		return false;
 	getTypeOutputInfo(range_cache->type_id, &output_function, &varlena);
 	fmgr_info(output_function, &output);
 	multirange_deserialize(range_cache, multirange, &count, &ranges);

@@ -79,7 +79,7 @@ CREATE DOMAIN trap_word AS text CHECK (trap_check(VALUE));
 CREATE TYPE trap_pair AS (a int, b trap);
 CREATE TYPE int_pair AS (a int, b trap_int);
 
-CREATE TABLE tracked (id int, t trap, ts trap[], p trap_pair, j jsonb, n numeric[], b bit varying, a jsonb);
+CREATE TABLE tracked (id int, t trap, ts trap[], p trap_pair, j jsonb, n numeric[], b bit varying, bs boolean[], a jsonb);
 CREATE TRIGGER tracked AFTER INSERT ON tracked FOR EACH ROW
 	EXECUTE FUNCTION absmartly_track_trigger('row', 'user_id=id', 't,ts,p', 'attributes=a');
 CREATE TABLE tracked_softly (LIKE tracked);
@@ -114,7 +114,7 @@ my @calls = (
 	(map { my $function = $_; map { "absmartly_${function}variable_value('{\"user_id\": 1}', $_)" } q{'size', 7::trap_int}, q{'list', '{7}'::trap_int[]}, q{'pair', '(1,2)'::int_pair}, q{'word', 'a longer word'::trap_word} } '', 'peek_'));
 
 my @statements = ((map { "SELECT $_" } @calls),
-	q{INSERT INTO tracked VALUES (1, 'a', '{a,b}', '(1,a)', NULL, NULL, NULL, '{"a": 1}'), (2, 'b', '{}', NULL)},
+	q{INSERT INTO tracked VALUES (1, 'a', '{a,b}', '(1,a)', NULL, NULL, NULL, NULL, '{"a": 1}'), (2, 'b', '{}', NULL)},
 	q{INSERT INTO tracked_softly VALUES (1, 'a', '{a,b}', '(1,a)')});
 
 # All of them in one session, each with a fresh context. What counts is that the session lives, and agrees with itself.
@@ -317,6 +317,7 @@ my %large = (
 	'INSERT of jsonb'      => "INSERT INTO tracked_softly (id, j) VALUES (1, $digits)",
 	'INSERT of numbers'    => q{INSERT INTO tracked_softly (id, n) VALUES (1, array_fill('1e131071'::numeric, ARRAY[20000]))},
 	'INSERT of bits'       => q{INSERT INTO tracked_softly (id, b) VALUES (1, repeat('1', 2000000)::bit varying)},
+	'INSERT of booleans'   => q{INSERT INTO tracked_softly (id, bs) VALUES (1, array_fill(true, ARRAY[2000000]))},
 	'INSERT of attributes' => "INSERT INTO tracked (id, a) VALUES (1, $digits)");
 my %too_large = (
 	'track'            => "SELECT absmartly_track('{\"user_id\": 1}', 'g', $digits)",
@@ -343,7 +344,7 @@ for my $name (sort keys %too_large)
 	$session->query("\\set VERBOSITY sqlstate\n$too_large{$name};");
 	like($session->{stderr}, qr/ERROR:  54000/, "$name is refused");
 }
-is($session->query('SELECT count(*) FROM tracked_softly WHERE j IS NOT NULL OR n IS NOT NULL OR b IS NOT NULL;'), 3, 'the rows are there');
+is($session->query('SELECT count(*) FROM tracked_softly WHERE j IS NOT NULL OR n IS NOT NULL OR b IS NOT NULL OR bs IS NOT NULL;'), 4, 'the rows are there');
 my ($peak) = slurp_file("/proc/$pid/status") =~ /^VmHWM:\s+(\d+)/m;
 ok(!defined $peak || $peak < 300_000, 'with little memory') || diag("$peak kB");
 $session->query(q{SELECT absmartly_context_set_attribute('exact', 1e300 + 1);});
