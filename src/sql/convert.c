@@ -405,13 +405,14 @@ convert_number(TargetKind kind, Numeric number, Datum *result)
 		case TARGET_FLOAT4:
 			narrow = (float4) jsonb_number_double(number);
 			*result = Float4GetDatum(narrow);
+			/* what only float4 is too small for does not fit */
 			return !isinf(narrow) &&
 				   (narrow != 0 || jsonb_number_is_zero(number));
 		case TARGET_FLOAT8:
 			approximate = jsonb_number_double(number);
 			*result = Float8GetDatum(approximate);
-			return !isinf(approximate) &&
-				   (approximate != 0 || jsonb_number_is_zero(number));
+			/* what is too small for a double is 0, as to all who read JSON */
+			return !isinf(approximate);
 		default:
 			return convert_integer(kind, number, result);
 	}
