@@ -228,6 +228,7 @@ state_reset(DatabaseState *state, Oid database)
 	state->refresh_finished = 0;
 	state->refresh_succeeded = 0;
 	state->refresh_error[0] = '\0';
+	state->refresh_urgent = 0;
 	memset(&state->fetch, 0, sizeof(state->fetch));
 	pg_atomic_fetch_add_u32(&state->target_serial, 1);
 	pg_atomic_write_u32(&state->outbox_active, 0);

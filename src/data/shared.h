@@ -141,7 +141,8 @@ typedef struct DatabaseState
 
 	/*
 	 * Fetches on request.  A caller draws a ticket; a fetch that starts takes
-	 * the last one drawn, and at its end finishes all up to it.
+	 * the last one drawn, and at its end finishes all up to it.  Only for a
+	 * ticket of an administrator's a fetch starts before its time.
 	 */
 	uint64 refresh_requested;
 	uint64 refresh_finished;
@@ -159,6 +160,7 @@ typedef struct DatabaseState
 	pg_atomic_uint32 outbox_blocks[3]; /* sizes of the heaps, as last seen */
 	pg_atomic_uint32 outbox_settled[2]; /* pages below are not looked at
 										 * again once they are empty */
+	uint64 refresh_urgent; /* the last one that an administrator has drawn */
 	pg_atomic_uint32 outbox_rescan; /* something came to such a page: bits of
 									 * the heaps, the third one included */
 	pg_atomic_uint64 pending; /* contexts committed since the worker looked */

@@ -107,6 +107,8 @@ wait_for_fetch(TimestampTz until, ContextSlot *slot)
 				ticket = ++state->refresh_requested;
 				if (slot != NULL)
 					slot->refresh_ticket = ticket;
+				else
+					state->refresh_urgent = ticket;
 			}
 			finished = state->refresh_finished >= ticket && !state->suspended;
 			if (finished)

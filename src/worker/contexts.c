@@ -124,8 +124,8 @@ find_request(uint64 key)
 	return NULL;
 }
 
-/* Takes the requests of a context's slot; false if there is no new one. */
-static bool
+/* Takes the request of a context's slot, if there is a new one. */
+static void
 take_request(DatabaseState *state, ContextSlot *slot)
 {
 	Request *request;
@@ -140,7 +140,7 @@ take_request(DatabaseState *state, ContextSlot *slot)
 		number = slot->publish_requested;
 	LWLockRelease(&state->lock);
 	if (number == 0)
-		return false;
+		return;
 
 	request = find_request(key);
 	if (request == NULL)
@@ -150,7 +150,7 @@ take_request(DatabaseState *state, ContextSlot *slot)
 		dlist_push_tail(&requests, &request->node);
 	}
 	else if (request->number == number)
-		return false;
+		return;
 	else if (request->refused != NULL)
 	{
 		pfree(request->refused);
@@ -160,7 +160,6 @@ take_request(DatabaseState *state, ContextSlot *slot)
 	request->pass = false;
 	request->read = false;
 	(void) hash_search(failures, &key, HASH_REMOVE, NULL);
-	return true;
 }
 
 /* Forgets failures that their sessions have taken note of. */
@@ -201,15 +200,13 @@ contexts_discard(uint64 key)
 }
 
 bool
-contexts_look(DatabaseState *state, bool *asked)
+contexts_look(DatabaseState *state)
 {
 	uint32 changes = pg_atomic_read_u32(&state->contexts_changed);
 	TimestampTz now;
 	ContextSlot *slot;
-	bool waited = !dlist_is_empty(&requests);
 	int at = 0;
 
-	*asked = false;
 	if (looked && changes == changes_seen &&
 		(next_due == DT_NOEND || next_due > GetCurrentTimestamp()))
 		return false;
@@ -220,7 +217,7 @@ contexts_look(DatabaseState *state, bool *asked)
 	forget_failures();
 	while ((slot = context_slot_next(state->database, &at)) != NULL)
 	{
-		*asked |= take_request(state, slot) && !waited;
+		take_request(state, slot);
 		note_discard(pg_atomic_read_u64(&slot->key));
 	}
 	now = GetCurrentTimestamp();

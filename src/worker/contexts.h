@@ -15,10 +15,9 @@ extern void contexts_start(void);
 
 /*
  * Looks at the slots of this database if that is due: true if something may be
- * free that was held, which a pass will find.  Sets *asked if somebody wants to
- * have a context published, and nobody did before.
+ * free that was held, which a pass will find.
  */
-extern bool contexts_look(DatabaseState *state, bool *asked);
+extern bool contexts_look(DatabaseState *state);
 
 /* Milliseconds until it is due, as far as nobody tells; -1: it is not. */
 extern long contexts_timeout(void);

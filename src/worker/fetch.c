@@ -4,8 +4,12 @@
  *
  * A round is an attempt and its retries.  A round that failed is followed by
  * another one, for ever, after a delay that doubles.  Faults that retrying does
- * not cure (a refused key, a wrong address) end a round at once.  A fetch on
- * request starts at once, whatever delay is running.
+ * not cure (a refused key, a wrong address) end a round at once.
+ *
+ * A fetch that an administrator requests starts at once, whatever delay is
+ * running.  All others may request one, too, but have nothing asked more often
+ * for it than it would be: in an outage they wait for the next round, and else
+ * their fetches are spread out once there are too many.
  */
 #include "postgres.h"
 
@@ -27,12 +31,17 @@
 #include "worker/worker.h"
 
 static HttpRequest *running = NULL;
+/* fetches on request come no faster than that, but for so many at a time */
+#define REQUESTED_MS 1000
+#define REQUESTED_AT_ONCE 20
+
 static CollectorKey request_key;
 static int attempts = 0; /* made in this round */
 static int failed_rounds = 0;
 static uint64 round_ticket = 0; /* the requests that this attempt serves */
 static CollectorPause next_attempt; /* until DT_NOEND: not planned */
 static TimestampTz last_good = 0; /* end of the last round, if it went well */
+static TimestampTz requested_until = 0; /* REQUESTED_MS for each that was made */
 static bool ready_logged = false;
 static bool failure_reported = false;
 static FailureKind reported_kind;
@@ -108,6 +117,19 @@ finish_round(DatabaseState *state, const char *error)
 }
 
 /*
+/*
+ * A round that fails is also theirs who have asked since it began: the next one
+ * may be far away.  An administrator has his own.
+ */
+static void
+join_round(DatabaseState *state)
+{
+	LWLockAcquire(&state->lock, LW_SHARED);
+	if (state->refresh_urgent <= round_ticket)
+		round_ticket = state->refresh_requested;
+	LWLockRelease(&state->lock);
+}
+
  * The round has failed.  It is reported once for as long as the reason stays
  * the same: an outage of days shall not fill the log.
  */
@@ -131,6 +153,7 @@ fail_round(DatabaseState *state, const Failure *failure, int64 first_ms)
 	failure_reported = true;
 	reported_kind = failure->kind;
 	log_error(state, failure->error);
+	join_round(state);
 	finish_round(state, failure->error);
 }
 
@@ -356,11 +379,68 @@ requested(const DatabaseState *state)
 }
 
 void
+/* Milliseconds until there may be one more fetch on request. */
+static long
+requested_left(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	long ahead = TimestampDifferenceMilliseconds(now, requested_until);
+	long most = REQUESTED_MS * (REQUESTED_AT_ONCE - 1);
+
+	/* beyond that it comes from a clock that was set back */
+	return ahead > most + REQUESTED_MS ? 0 : Max(ahead - most, 0);
+}
+
+/* A fetch on request begins. */
+static void
+count_requested(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (requested_until < now ||
+		TimestampDifferenceMilliseconds(now, requested_until) >
+			REQUESTED_MS * REQUESTED_AT_ONCE)
+		requested_until = now;
+	requested_until =
+		TimestampTzPlusMilliseconds(requested_until, REQUESTED_MS);
+}
+
+/* Milliseconds until the next attempt that is planned; -1: none is. */
+static long
+planned_left(void)
+{
+	return next_attempt.until == DT_NOEND ? -1
+										  : collector_pause_left(&next_attempt);
+}
+
 fetch_begin(DatabaseState *state, HttpClient *client)
 {
 	char *unreadable;
 	bool retrying;
 	bool asked = requested(state);
+
+/* Whether only a request lets the next attempt begin now. */
+static bool
+begins_on_request(const DatabaseState *state)
+{
+	return attempts == 0 && requested(state) && planned_left() != 0;
+}
+
+/*
+ * Milliseconds until the next attempt may begin; -1: there is none.  No request
+ * shortens the pauses between the attempts of a round.
+ */
+static long
+attempt_left(const DatabaseState *state)
+{
+	if (!begins_on_request(state))
+		return planned_left();
+	if (state->refresh_urgent > state->refresh_finished)
+		return 0;
+	if (failed_rounds > 0)
+		return planned_left();
+	return collector_earlier(planned_left(), requested_left());
+}
 
 	if (running != NULL)
 		return;
@@ -377,10 +457,7 @@ fetch_begin(DatabaseState *state, HttpClient *client)
 		return;
 	}
 
-	/* a request does not shorten the pauses between the attempts of a round */
-	retrying = (attempts > 0);
-	if (!(asked && !retrying) && (next_attempt.until == DT_NOEND ||
-								  collector_pause_left(&next_attempt) > 0))
+	if (attempt_left(state) != 0)
 		return;
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
@@ -389,6 +466,9 @@ fetch_begin(DatabaseState *state, HttpClient *client)
 	if (retrying)
 		state->fetch.retries++;
 	state->fetch_running = true;
+	if (begins_on_request(state))
+		count_requested();
+	retrying = (attempts > 0);
 	LWLockRelease(&state->lock);
 	attempts++;
 	last_good = 0;
@@ -410,12 +490,9 @@ fetch_begin(DatabaseState *state, HttpClient *client)
 long
 fetch_timeout(DatabaseState *state)
 {
-	if (running != NULL || state->target.endpoint[0] == '\0' ||
-		next_attempt.until == DT_NOEND)
+	if (running != NULL || state->target.endpoint[0] == '\0')
 		return -1;
-	if (requested(state) && attempts == 0)
-		return 0;
-	return collector_pause_left(&next_attempt);
+	return attempt_left(state);
 }
 
 WorkerState

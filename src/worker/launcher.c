@@ -431,6 +431,9 @@ take_requests(void)
 			continue;
 		candidate->asked = true;
 		candidate->next_start = 0;
+		/* everybody may ask: a worker that keeps ending takes its time */
+		if (candidate->expectation == EXPECT_PRESENT)
+			continue;
 		candidate->delay_ms = RESTART_DELAY_MS;
 		if (candidate->expectation != EXPECT_PRESENT)
 			candidate->expectation = EXPECT_ASKED;

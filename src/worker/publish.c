@@ -138,15 +138,13 @@ finish_ticket(DatabaseState *state, int code, const char *error)
 	ticket = 0;
 }
 
-/* asked: also the pause that the collector has asked for. */
 static void
-end_pauses(bool asked)
+end_pauses(void)
 {
 	dlist_iter iter;
 
 	pause_all.until = 0;
-	if (asked)
-		pause_asked.until = 0;
+	pause_asked.until = 0;
 	read_pause.until = 0;
 	step_end_pause();
 	dlist_foreach(iter, &running)
@@ -180,26 +178,21 @@ take_ticket(DatabaseState *state)
 	ticket_read = false;
 	ticket_delivered = events_delivered;
 	pass_wanted = true;
-	end_pauses(true);
+	end_pauses();
 }
 
 /*
- * Looks at what session contexts want.  At their requests pauses end, too, but
- * not the one that the collector has asked for: everybody may have them.
+ * Looks at what session contexts want.  Everybody may have them: their requests
+ * end no pause, but wait for the round that follows it.
  */
 static void
 look_at_contexts(DatabaseState *state)
 {
-	bool asked;
-
-	if (contexts_look(state, &asked))
+	if (contexts_look(state))
 	{
 		pass_wanted = true;
 		drop_wanted = true;
 	}
-	/* another waiter's round is not prolonged */
-	if (asked && ticket == 0)
-		end_pauses(false);
 }
 
 /*
@@ -1086,7 +1079,7 @@ publish_settle(DatabaseState *state)
 static void
 forget_collector(void)
 {
-	end_pauses(true);
+	end_pauses();
 	failed_rounds = 0;
 	batch_missing = false;
 	batch_missing_told = false;
@@ -1257,7 +1250,7 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 	pause_for(&end, send ? STANDBY_SHUTDOWN_MS : SHUTDOWN_MS);
 	if (send)
 	{
-		end_pauses(true);
+		end_pauses();
 		contexts_let_go();
 		pass_wanted = true;
 	}

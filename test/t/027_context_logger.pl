@@ -181,7 +181,8 @@ $collector->clear_faults('/v1');
 in_session($session, "SELECT absmartly_context_finalize('$PATIENCE s')");
 is(logged($id), 'ready, error, goal, error, error, publish, finalize', 'in the end it succeeds');
 
-# two contexts that wait for the same refresh
+# two contexts that wait for the same refresh; an administrator's ends the pause after the one that has failed
+$node->safe_psql('postgres', 'SELECT absmartly_refresh()');
 my $other = session();
 my ($one, $two) = (new_context($session), new_context($other));
 $collector->fault('/v1', { match => { method => 'GET' }, delay_ms => 500, status => 404, times => -1 });
