@@ -14,6 +14,7 @@
 #include "catalog/pg_database.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "replication/slot.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -48,6 +49,13 @@
 #else
 #define compat_must_end() \
 	(ProcDiePending || QueryCancelPending || ClientConnectionLost)
+#endif
+
+/* Drops the temporary replication slots of this process. */
+#if PG_VERSION_NUM >= 170000
+#define drop_temporary_slots() ReplicationSlotCleanup(false)
+#else
+#define drop_temporary_slots() ReplicationSlotCleanup()
 #endif
 
 /* connection limit of a database whose DROP was interrupted */

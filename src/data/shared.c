@@ -111,6 +111,7 @@ shared_startup(void)
 
 			LWLockInitialize(&state->lock, shared->state_tranche);
 			ConditionVariableInit(&state->changed);
+			pg_atomic_init_u32(&state->look_wanted, 0);
 			pg_atomic_init_u32(&state->target_serial, 1);
 			pg_atomic_init_u32(&state->outbox_active, 0);
 			for (int j = 0; j < 3; j++)
@@ -224,11 +225,13 @@ state_reset(DatabaseState *state, Oid database)
 	state->restart_requested = false;
 	memset(state->holders, 0, sizeof(state->holders));
 	state->launched_at = 0;
+	pg_atomic_write_u32(&state->look_wanted, 0);
+	memset(&state->logger, 0, sizeof(state->logger));
 	state->refresh_requested = 0;
+	state->refresh_urgent = 0;
 	state->refresh_finished = 0;
 	state->refresh_succeeded = 0;
 	state->refresh_error[0] = '\0';
-	state->refresh_urgent = 0;
 	memset(&state->fetch, 0, sizeof(state->fetch));
 	pg_atomic_fetch_add_u32(&state->target_serial, 1);
 	pg_atomic_write_u32(&state->outbox_active, 0);

@@ -103,6 +103,17 @@ typedef enum EventCounter
 	COUNTER_COUNT
 } EventCounter;
 
+/*
+ * An event logger that takes too long rests, also if the worker had to be ended
+ * with it.  Written by the worker alone.
+ */
+typedef struct LoggerRest
+{
+	uint32 name; /* hash of the logger that this is about */
+	uint32 rests; /* since it last came to its end in time */
+	TimestampTz until; /* 0: it does not rest */
+} LoggerRest;
+
 /* endpoints that were in force since the server's start */
 #define SHARED_MAX_ENDPOINTS 8
 #define SHARED_MAX_DISCARDED 64
@@ -135,9 +146,13 @@ typedef struct DatabaseState
 	PGPROC *worker_proc; /* whose latch wakes it; NULL: none */
 	WorkerState worker_state;
 	bool restart_requested; /* the worker shall exit and come back */
+	pg_atomic_uint32 look_wanted; /* not 0: a prepared transaction has
+								   * committed, which may have changed the
+								   * catalogs */
 	pid_t holders[SHARED_MAX_HOLDERS]; /* backends that keep workers
 										* away; 0: unused */
 	TimestampTz launched_at; /* by the launcher; 0 once it has attached */
+	LoggerRest logger;
 
 	/*
 	 * Fetches on request.  A caller draws a ticket; a fetch that starts takes
@@ -145,6 +160,7 @@ typedef struct DatabaseState
 	 * ticket of an administrator's a fetch starts before its time.
 	 */
 	uint64 refresh_requested;
+	uint64 refresh_urgent; /* the last one that an administrator has drawn */
 	uint64 refresh_finished;
 	uint64 refresh_succeeded; /* of those, the last one that went well */
 	char refresh_error[SHARED_MAX_ERROR];
@@ -160,7 +176,6 @@ typedef struct DatabaseState
 	pg_atomic_uint32 outbox_blocks[3]; /* sizes of the heaps, as last seen */
 	pg_atomic_uint32 outbox_settled[2]; /* pages below are not looked at
 										 * again once they are empty */
-	uint64 refresh_urgent; /* the last one that an administrator has drawn */
 	pg_atomic_uint32 outbox_rescan; /* something came to such a page: bits of
 									 * the heaps, the third one included */
 	pg_atomic_uint64 pending; /* contexts committed since the worker looked */

@@ -5,6 +5,10 @@
  * The function runs as its owner, in a security-restricted operation and with
  * a safe search path, wherever it is called: naming it gives it no rights that
  * its owner lacks.
+ *
+ * In a session its time is that of the session's statement.  The worker has
+ * other work: it cancels a logger that takes too long, and ends with one that
+ * does not let itself be cancelled.  Either is not called for a while then.
  */
 #include "postgres.h"
 
@@ -14,8 +18,14 @@
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
+#include "commands/sequence.h"
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
@@ -35,12 +45,33 @@
 
 /* a logger that runs for longer is cancelled: the worker has other work */
 #define LOGGER_TIMEOUT_MS 60000
+/* and so long after that, or after SIGTERM, the worker ends with it */
+#define LOGGER_GRACE_MS 5000
+#define LOGGER_LEAVE_MS 500
+/* how often it is looked at for that */
+#define WATCH_MS 100
+/* how long it rests, at first and at most */
+#define REST_MS INT64CONST(60000)
+#define MAX_REST_MS INT64CONST(3600000)
+/* between two reports of the same */
+#define REPORT_MS 60000
 
 bool
 logger_wanted(void)
 {
 	return settings_event_logger != NULL && settings_event_logger[0] != '\0';
 }
+
+/* A function as it is: one that was replaced is another one. */
+typedef struct FunctionVersion
+{
+	Oid function; /* InvalidOid: there is none */
+	TransactionId changed_by;
+	ItemPointerData tuple;
+} FunctionVersion;
+
+/* the one that was called last */
+static FunctionVersion found;
 
 /*
  * The logger's function and its owner.  Raises if there is none.  Who calls it
@@ -56,6 +87,7 @@ find_function(Oid *owner)
 	Oid function;
 	HeapTuple tuple;
 
+	memset(&found, 0, sizeof(found));
 	DeconstructQualifiedName(qualified_name_list(settings_event_logger),
 							 &schema, &name);
 	if (schema != NULL)
@@ -74,6 +106,9 @@ find_function(Oid *owner)
 						 "jsonb).")));
 	function = ((Form_pg_proc) GETSTRUCT(tuple))->oid;
 	*owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+	found.function = function;
+	found.changed_by = HeapTupleHeaderGetRawXmin(tuple->t_data);
+	found.tuple = tuple->t_self;
 	ReleaseSysCache(tuple);
 	return function;
 }
@@ -198,6 +233,63 @@ text_datum(const char *text)
 }
 
 /*
+ * Reports
+ */
+
+/* What was last reported of an event. */
+typedef struct FailureReport
+{
+	const char *event;
+	FunctionVersion function;
+	TimestampTz at; /* 0: nothing */
+	uint64 untold; /* failures since */
+} FailureReport;
+
+/*
+ * Reports a failure: of each event once a minute, or if the function is another
+ * one by now.
+ */
+static void
+report_failure(const char *event, const ErrorData *error)
+{
+	static FailureReport reports[] = {
+		{.event = "ready"}, {.event = "refresh"}, {.event = "exposure"},
+		{.event = "goal"},  {.event = "publish"}, {.event = "finalize"},
+		{.event = "error"}};
+	TimestampTz now = GetCurrentTimestamp();
+	FailureReport *report = &reports[0];
+	uint64 untold;
+
+	for (int i = 0; i < (int) lengthof(reports); i++)
+		if (strcmp(reports[i].event, event) == 0)
+			report = &reports[i];
+	if (report->at != 0 && report->at <= now &&
+		!TimestampDifferenceExceeds(report->at, now, REPORT_MS) &&
+		report->function.function == found.function &&
+		report->function.changed_by == found.changed_by &&
+		ItemPointerEquals(&report->function.tuple, &found.tuple))
+	{
+		report->untold++;
+		return;
+	}
+	untold = report->untold;
+	report->function = found;
+	report->at = now;
+	report->untold = 0;
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("absmartly: event logger \"%s\" failed at event "
+					"\"%s\": %s",
+					settings_event_logger, event, error->message),
+			 untold > 0
+				 ? errdetail(
+					   "Before that it has failed at this event " UINT64_FORMAT
+					   " times without a report.",
+					   untold)
+				 : 0));
+}
+
+/*
  * In a session
  */
 
@@ -240,10 +332,7 @@ survive_failure(const char *event, MemoryContext context, ResourceOwner owner)
 	FlushErrorState();
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		ReThrowError(error);
-	ereport(WARNING, (errcode(error->sqlerrcode),
-					  errmsg("absmartly: event logger \"%s\" failed at event "
-							 "\"%s\": %s",
-							 settings_event_logger, event, error->message)));
+	report_failure(event, error);
 	FreeErrorData(error);
 }
 
@@ -382,16 +471,144 @@ logger_subtransaction_end(SubXactEvent event)
  * In the worker
  */
 
+/*
+ * Watching.  What the watch finds out it does in a signal handler.
+ */
+static TimeoutId watch_timeout;
+static DatabaseState *watched_state = NULL;
+static volatile int ticks = 0;
+static volatile int leave_ticks = 0;
+static volatile sig_atomic_t ended = false;
+
+static void
+watch(void)
+{
+	ticks++;
+	if (ShutdownRequestPending)
+		leave_ticks++;
+	if (ticks * WATCH_MS >= LOGGER_TIMEOUT_MS + LOGGER_GRACE_MS)
+		ended = true;
+	/* no exception block swallows that */
+	if (ended || leave_ticks * WATCH_MS >= LOGGER_LEAVE_MS)
+	{
+		ProcDiePending = true;
+		InterruptPending = true;
+		SetLatch(MyLatch);
+	}
+}
+
+/* It is not called for a while, the next worker included. */
+static void
+begin_rest(LoggerRest *rest)
+{
+	int64 pause_ms = Min(REST_MS << Min(rest->rests, 16), MAX_REST_MS);
+
+	rest->rests++;
+	rest->until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms);
+	ereport(
+		WARNING,
+		(errcode(ERRCODE_QUERY_CANCELED),
+		 errmsg("absmartly: event logger \"%s\" took more than %d s, and is "
+				"not called for the next %d min",
+				settings_event_logger, LOGGER_TIMEOUT_MS / 1000,
+				(int) (pause_ms / 60000)),
+		 errdetail("Nothing is fetched or published while it runs."),
+		 ended ? errhint("It does not let itself be cancelled: the worker "
+						 "is ended with it, and comes back.")
+			   : 0));
+}
+
+/* The process ends: the next one is to know why. */
+static void
+note_end(int code, Datum argument)
+{
+	if (ended)
+		begin_rest(&watched_state->logger);
+}
+
+static void
+begin_watch(DatabaseState *state)
+{
+	if (watched_state == NULL)
+	{
+		watched_state = state;
+		watch_timeout = RegisterTimeout(USER_TIMEOUT, watch);
+		before_shmem_exit(note_end, (Datum) 0);
+	}
+	ticks = 0;
+	leave_ticks = 0;
+	enable_timeout_every(
+		watch_timeout,
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WATCH_MS), WATCH_MS);
+	enable_timeout_after(STATEMENT_TIMEOUT, LOGGER_TIMEOUT_MS);
+}
+
+static void
+end_watch(void)
+{
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	disable_timeout(watch_timeout, false);
+	/* it has come to its end in the last moment */
+	if (ended || leave_ticks * WATCH_MS >= LOGGER_LEAVE_MS)
+		ProcDiePending = false;
+	ended = false;
+}
+
+/* What a function leaves in its session, beyond its transaction. */
+static void
+clean_session(void)
+{
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	ResetSequenceCaches();
+	if (MyReplicationSlot != NULL)
+		ReplicationSlotRelease();
+	drop_temporary_slots();
+}
+
+/* Whether the logger rests; says how many events it has missed when not. */
+static bool
+is_resting(LoggerRest *rest)
+{
+	static uint64 missed = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	uint32 name = hash_bytes((const unsigned char *) settings_event_logger,
+							 (int) strlen(settings_event_logger));
+
+	if (rest->name != name)
+		*rest = (LoggerRest){.name = name};
+	/* a clock that was set back prolongs nothing */
+	if (rest->until > now &&
+		!TimestampDifferenceExceeds(now, rest->until, (int) MAX_REST_MS))
+	{
+		missed++;
+		return true;
+	}
+	rest->until = 0;
+	if (missed > 0)
+		ereport(
+			LOG,
+			(errmsg(
+				"absmartly: event logger \"%s\" was not told of " UINT64_FORMAT
+				" events while it was not called",
+				settings_event_logger, missed)));
+	missed = 0;
+	return false;
+}
+
 /* Calls the logger with data or, if that is NULL, with a message. */
 static void
-emit(uint64 context_key, const char *event, const char *data, size_t length,
-	 const char *message)
+emit(DatabaseState *state, uint64 context_key, const char *event,
+	 const char *data, size_t length, const char *message)
 {
 	MemoryContext context = CurrentMemoryContext;
+	LoggerRest *rest = &state->logger;
 
+	if (is_resting(rest))
+		return;
 	pgstat_report_activity(
 		STATE_RUNNING,
 		psprintf("absmartly: event logger \"%s\"", settings_event_logger));
+	begin_watch(state);
 	PG_TRY();
 	{
 		Datum json;
@@ -400,44 +617,47 @@ emit(uint64 context_key, const char *event, const char *data, size_t length,
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
 		json = data ? data_datum(data, length) : text_datum(message);
-		enable_timeout_after(STATEMENT_TIMEOUT, LOGGER_TIMEOUT_MS);
 		call_function(context_datum(context_key), event, json);
-		disable_timeout(STATEMENT_TIMEOUT, false);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
+		end_watch();
 	}
 	PG_CATCH();
 	{
 		ErrorData *error;
 
-		disable_timeout(STATEMENT_TIMEOUT, false);
+		end_watch();
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
 		AbortCurrentTransaction();
 		MemoryContextSwitchTo(context);
-		ereport(WARNING,
-				(errcode(error->sqlerrcode),
-				 errmsg("absmartly: event logger \"%s\" failed at event "
-						"\"%s\": %s",
-						settings_event_logger, event, error->message)));
+		/* that it was cancelled because the worker leaves is not its fault */
+		if (!ShutdownRequestPending)
+			report_failure(event, error);
 		FreeErrorData(error);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
+	clean_session();
+	if (ticks * WATCH_MS >= LOGGER_TIMEOUT_MS)
+		begin_rest(rest);
+	else if (!ShutdownRequestPending)
+		rest->rests = 0;
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
 void
-logger_emit_from_worker(uint64 context, const char *event, const char *data,
-						size_t length)
+logger_emit_from_worker(DatabaseState *state, uint64 context, const char *event,
+						const char *data, size_t length)
 {
-	emit(context, event, data, length, NULL);
+	emit(state, context, event, data, length, NULL);
 }
 
 void
-logger_emit_error_from_worker(uint64 context, const char *message)
+logger_emit_error_from_worker(DatabaseState *state, uint64 context,
+							  const char *message)
 {
-	emit(context, "error", NULL, 0, message);
+	emit(state, context, "error", NULL, 0, message);
 }

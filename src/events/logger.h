@@ -10,6 +10,8 @@
 
 #include "access/xact.h"
 
+#include "data/shared.h"
+
 /* Whether absmartly.event_logger is set here. */
 extern bool logger_wanted(void);
 
@@ -17,10 +19,13 @@ extern bool logger_wanted(void);
  * Tells the worker's logger of an event, in a transaction of its own.  context
  * is the key of the session context that it is about, 0: of none.  data is JSON
  * text in UTF-8; where jsonb can't hold it, null is passed.  A failing logger
- * is reported at WARNING; nothing is raised.
+ * is reported at WARNING, not for each event; nothing is raised.  One that
+ * takes too long is cancelled and rests; if it does not let itself be cancelled
+ * the process ends.
  */
-extern void logger_emit_from_worker(uint64 context, const char *event,
-									const char *data, size_t length);
+extern void logger_emit_from_worker(DatabaseState *state, uint64 context,
+									const char *event, const char *data,
+									size_t length);
 
 /*
  * Tells the session's logger of an event of its context, in the present
@@ -45,6 +50,7 @@ extern void logger_forget(void);
 extern void logger_subtransaction_end(SubXactEvent event);
 
 /* Tells it of an error, by its text in the database's encoding. */
-extern void logger_emit_error_from_worker(uint64 context, const char *message);
+extern void logger_emit_error_from_worker(DatabaseState *state, uint64 context,
+										  const char *message);
 
 #endif /* ABSMARTLY_EVENTS_LOGGER_H */

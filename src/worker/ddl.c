@@ -7,7 +7,8 @@
  * kept away until the command has ended.  ALTER DATABASE ... SET restarts the
  * worker at commit.  CREATE and DROP EXTENSION make the launcher look at the
  * database at commit.  COMMIT PREPARED wakes the worker, which may find events
- * then: they were written at PREPARE, by another process perhaps.
+ * then, or the extension gone or its settings changed: what was done before
+ * PREPARE was done by another process perhaps.
  *
  * What happens at commit is only noted before: nothing there may fail.
  */
@@ -27,6 +28,7 @@
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
@@ -217,14 +219,32 @@ database_to_compare(Node *statement)
 	return name ? get_database_oid(name, true) : InvalidOid;
 }
 
-/* A prepared transaction has committed: the worker shall look. */
+/*
+ * A prepared transaction has committed.  It may have left events, or have
+ * created or dropped the extension, or changed settings: nobody knows any more,
+ * it may have been prepared before the server's start.  The worker shall look;
+ * if there is none the catalog tells whether there should be one.  That is
+ * asked for without waiting, for the command must not fail any more.
+ */
 static void
 announce_prepared(void)
 {
 	DatabaseState *state = shared_my_database();
 
-	if (state != NULL)
+	if (state != NULL && state->worker_pid != 0)
+	{
+		pg_atomic_write_u32(&state->look_wanted, 1);
 		shared_events_committed(state, 1);
+		shared_wake_worker(state);
+	}
+	else if (ConditionalLockRelationOid(ExtensionRelationId, AccessShareLock))
+	{
+		if (OidIsValid(get_extension_oid("absmartly", true)))
+			shared_request_probe(MyDatabaseId);
+		UnlockRelationOid(ExtensionRelationId, AccessShareLock);
+	}
+	else
+		shared_request_probe(MyDatabaseId);
 }
 
 static void

@@ -28,20 +28,22 @@
 #include "settings.h"
 #include "worker/collector.h"
 #include "worker/fetch.h"
+#include "worker/leave.h"
 #include "worker/worker.h"
 
-static HttpRequest *running = NULL;
 /* fetches on request come no faster than that, but for so many at a time */
 #define REQUESTED_MS 1000
 #define REQUESTED_AT_ONCE 20
 
+static HttpRequest *running = NULL;
 static CollectorKey request_key;
 static int attempts = 0; /* made in this round */
 static int failed_rounds = 0;
 static uint64 round_ticket = 0; /* the requests that this attempt serves */
 static CollectorPause next_attempt; /* until DT_NOEND: not planned */
+static TimestampTz requested_until =
+	0; /* REQUESTED_MS for each that was made */
 static TimestampTz last_good = 0; /* end of the last round, if it went well */
-static TimestampTz requested_until = 0; /* REQUESTED_MS for each that was made */
 static bool ready_logged = false;
 static bool failure_reported = false;
 static FailureKind reported_kind;
@@ -117,7 +119,6 @@ finish_round(DatabaseState *state, const char *error)
 }
 
 /*
-/*
  * A round that fails is also theirs who have asked since it began: the next one
  * may be far away.  An administrator has his own.
  */
@@ -130,6 +131,7 @@ join_round(DatabaseState *state)
 	LWLockRelease(&state->lock);
 }
 
+/*
  * The round has failed.  It is reported once for as long as the reason stays
  * the same: an outage of days shall not fill the log.
  */
@@ -152,8 +154,8 @@ fail_round(DatabaseState *state, const Failure *failure, int64 first_ms)
 						   "only if the reason changes.")));
 	failure_reported = true;
 	reported_kind = failure->kind;
-	log_error(state, failure->error);
 	join_round(state);
+	log_error(state, failure->error);
 	finish_round(state, failure->error);
 }
 
@@ -230,11 +232,13 @@ publish(DatabaseState *state, const DataTarget *target, const char *text,
 
 	PG_TRY();
 	{
+		leave_begin_work();
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 		keep_publish(state, target, text, length, source, fetched_at,
 					 unchanged);
 		CommitTransactionCommand();
+		leave_end_work();
 		MemoryContextSwitchTo(context);
 		published = true;
 	}
@@ -242,6 +246,10 @@ publish(DatabaseState *state, const DataTarget *target, const char *text,
 	{
 		ErrorData *data;
 
+		leave_end_work();
+		/* the answer is not to blame */
+		if (leave_is_near())
+			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
 		data = CopyErrorData();
 		FlushErrorState();
@@ -372,13 +380,6 @@ fetch_begin_anew(DatabaseState *state)
 						collector_retry_ms(attempts, -1));
 }
 
-static bool
-requested(const DatabaseState *state)
-{
-	return state->refresh_requested > state->refresh_finished;
-}
-
-void
 /* Milliseconds until there may be one more fetch on request. */
 static long
 requested_left(void)
@@ -413,11 +414,11 @@ planned_left(void)
 										  : collector_pause_left(&next_attempt);
 }
 
-fetch_begin(DatabaseState *state, HttpClient *client)
+static bool
+requested(const DatabaseState *state)
 {
-	char *unreadable;
-	bool retrying;
-	bool asked = requested(state);
+	return state->refresh_requested > state->refresh_finished;
+}
 
 /* Whether only a request lets the next attempt begin now. */
 static bool
@@ -442,6 +443,13 @@ attempt_left(const DatabaseState *state)
 	return collector_earlier(planned_left(), requested_left());
 }
 
+void
+fetch_begin(DatabaseState *state, HttpClient *client)
+{
+	char *unreadable;
+	bool retrying;
+	bool asked = requested(state);
+
 	if (running != NULL)
 		return;
 	if (state->target.endpoint[0] == '\0')
@@ -459,6 +467,9 @@ attempt_left(const DatabaseState *state)
 
 	if (attempt_left(state) != 0)
 		return;
+	if (begins_on_request(state))
+		count_requested();
+	retrying = (attempts > 0);
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	round_ticket = state->refresh_requested;
@@ -466,9 +477,6 @@ attempt_left(const DatabaseState *state)
 	if (retrying)
 		state->fetch.retries++;
 	state->fetch_running = true;
-	if (begins_on_request(state))
-		count_requested();
-	retrying = (attempts > 0);
 	LWLockRelease(&state->lock);
 	attempts++;
 	last_good = 0;

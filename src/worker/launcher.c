@@ -39,6 +39,7 @@
 #include "data/version.h"
 #include "settings.h"
 #include "worker/launcher.h"
+#include "worker/leave.h"
 #include "worker/step.h"
 #include "worker/worker.h"
 
@@ -430,13 +431,12 @@ take_requests(void)
 		if (!asked)
 			continue;
 		candidate->asked = true;
-		candidate->next_start = 0;
 		/* everybody may ask: a worker that keeps ending takes its time */
 		if (candidate->expectation == EXPECT_PRESENT)
 			continue;
+		candidate->next_start = 0;
 		candidate->delay_ms = RESTART_DELAY_MS;
-		if (candidate->expectation != EXPECT_PRESENT)
-			candidate->expectation = EXPECT_ASKED;
+		candidate->expectation = EXPECT_ASKED;
 	}
 }
 
@@ -516,6 +516,7 @@ static long
 survive(MemoryContext loop_context)
 {
 	HOLD_INTERRUPTS();
+	leave_end_work();
 	EmitErrorReport();
 	MemoryContextSwitchTo(loop_context);
 	FlushErrorState();
@@ -523,6 +524,40 @@ survive(MemoryContext loop_context)
 	MemoryContextSwitchTo(loop_context);
 	RESUME_INTERRUPTS();
 	return REST_MS;
+}
+
+/*
+ * Ends the launcher.  Not with exit code 0, after which it would not be started
+ * anew: a server that goes on needs it.
+ */
+pg_noreturn static void
+leave(void)
+{
+	ereport(DEBUG1, (errmsg_internal("absmartly launcher shutting down")));
+	proc_exit(1);
+}
+
+/* A cycle that SIGTERM ends, whatever it waits for. */
+static long
+interruptible_cycle(bool first)
+{
+	long timeout;
+
+	PG_TRY();
+	{
+		leave_begin_work();
+		timeout = cycle(first);
+		leave_end_work();
+	}
+	PG_CATCH();
+	{
+		if (!ShutdownRequestPending)
+			PG_RE_THROW();
+		FlushErrorState();
+		leave();
+	}
+	PG_END_TRY();
+	return timeout;
 }
 
 void
@@ -536,6 +571,8 @@ absmartly_launcher_main(Datum argument)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	CHECK_FOR_INTERRUPTS();
+	pqsignal(SIGTERM, leave_on_sigterm);
 	worker_pin_settings();
 
 	before_shmem_exit(launcher_exit, (Datum) 0);
@@ -561,7 +598,7 @@ absmartly_launcher_main(Datum argument)
 				ConfigReloadPending = false;
 				ProcessConfigFile(PGC_SIGHUP);
 			}
-			timeout = cycle(first);
+			timeout = interruptible_cycle(first);
 			first = false;
 		}
 		PG_CATCH();
@@ -574,6 +611,8 @@ absmartly_launcher_main(Datum argument)
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 timeout, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
+		if (ShutdownRequestPending)
+			leave();
 		CHECK_FOR_INTERRUPTS();
 	}
 }

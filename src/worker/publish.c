@@ -1240,6 +1240,23 @@ publish_state(void)
 }
 
 void
+publish_save_queue(DatabaseState *state)
+{
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	state->worker_leaves = true;
+	LWLockRelease(&state->lock);
+	/* twice: for those who are committing at this moment */
+	for (int i = 0; i < 2; i++)
+	{
+		(void) step_try(state,
+						"could not move events from memory to the outbox",
+						drain_queue, NULL);
+		if (i == 0)
+			pg_usleep(LEAVE_MS * 1000L);
+	}
+}
+
+void
 publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 {
 	CollectorPause end;
@@ -1282,17 +1299,6 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 	if (stop && !recovery)
 	{
 		drop_batches(state, client);
-		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-		state->worker_leaves = true;
-		LWLockRelease(&state->lock);
-		/* twice: for those who are committing at this moment */
-		for (int i = 0; i < 2; i++)
-		{
-			(void) step_try(state,
-							"could not move events from memory to the outbox",
-							drain_queue, NULL);
-			if (i == 0)
-				pg_usleep(LEAVE_MS * 1000L);
-		}
+		publish_save_queue(state);
 	}
 }

@@ -52,6 +52,9 @@ extern long publish_timeout(DatabaseState *state);
 /* What there is to say about the worker from here. */
 extern WorkerState publish_state(void);
 
+/* A primary's memory queue goes to the outbox: the worker ends for good. */
+extern void publish_save_queue(DatabaseState *state);
+
 /*
  * The end: lets running requests come to theirs for a moment.  If stop is set,
  * the worker does not come back at once: a primary moves the memory queue to

@@ -12,6 +12,7 @@
 #include "utils/timestamp.h"
 
 #include "worker/collector.h"
+#include "worker/leave.h"
 #include "worker/step.h"
 
 #define PAUSE_MS 1000
@@ -41,9 +42,13 @@ step_try(DatabaseState *state, const char *what, StepFunction step,
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool good = false;
 
+	if (leave_is_near())
+		return false;
 	PG_TRY();
 	{
+		leave_begin_work();
 		step(state, argument);
+		leave_end_work();
 		failed = 0;
 		good = true;
 	}
@@ -51,13 +56,14 @@ step_try(DatabaseState *state, const char *what, StepFunction step,
 	{
 		ErrorData *error;
 
+		leave_end_work();
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
 		step_clean_up();
 		MemoryContextSwitchTo(context);
-		if (error->sqlerrcode != reported_code ||
-			collector_pause_left(&report_pause) <= 0)
+		if (!leave_is_near() && (error->sqlerrcode != reported_code ||
+								 collector_pause_left(&report_pause) <= 0))
 		{
 			ereport(WARNING,
 					(errcode(error->sqlerrcode),

@@ -15,7 +15,7 @@ typedef void (*StepFunction)(DatabaseState *state, void *argument);
  * Runs a step, outside of transactions.  False if it raised: what the error
  * left behind is cleared away, it is reported (at most once a minute, as
  * "what: message"), and steps should rest for a while before it is tried
- * again.
+ * again.  False, too, if the worker is to leave: that ends the step.
  */
 extern bool step_try(DatabaseState *state, const char *what, StepFunction step,
 					 void *argument);

@@ -5,15 +5,16 @@
  * The loop never holds a transaction while it waits, and reaches an interrupt
  * check whenever its latch is set: signals, barriers and requests of backends
  * all set it.  An error does not end it: what may be half done then is
- *forgotten and done again, from what is in the outbox and in shared memory. The
- *worker ends when it is asked to, without an error, and the launcher decides
- *whether it comes back.  SIGTERM ends the loop, so that what is under way can
- *be put in order; only a user's function is interrupted.
+ * forgotten and done again, from what is in the outbox and in shared memory.
+ * The worker ends when it is asked to, without an error, and the launcher
+ * decides whether it comes back.  SIGTERM ends what is under way and the loop,
+ * so that all can be put in order (leave.c).
  */
 #include "postgres.h"
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/pg_authid.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -36,6 +37,7 @@
 #include "worker/fetch.h"
 #include "worker/http.h"
 #include "worker/launcher.h"
+#include "worker/leave.h"
 #include "worker/publish.h"
 #include "worker/step.h"
 #include "worker/worker.h"
@@ -52,6 +54,8 @@
 #define STANDBY_LOOK_MS 60000L
 /* the same on a primary, where commands tell nearly all */
 #define PRIMARY_LOOK_MS 300000L
+/* the least time between two looks for which COMMIT PREPARED asks */
+#define WANTED_LOOK_MS 1000L
 
 static DatabaseState *my_database = NULL;
 
@@ -60,14 +64,15 @@ static char *initial_settings = NULL;
 static TimestampTz looked_at = 0;
 static bool standby = false;
 
-static volatile sig_atomic_t in_user_code = false;
-
 static HttpClient *client = NULL;
 static int client_connections = 0;
 
 static bool prepared = false; /* for the settings that are in force */
 static bool failed = false; /* something may be half done */
 static CollectorPause rest;
+
+/* what has to be saved before the process ends is */
+static bool in_order = false;
 
 static void
 worker_set_state(DatabaseState *database, WorkerState worker_state)
@@ -97,36 +102,20 @@ show_state(void)
 	worker_set_state(my_database, WORKER_IDLE);
 }
 
-/* Ends the loop; a user's function may run for long, and is interrupted. */
-static void
-handle_sigterm(SIGNAL_ARGS)
-{
-	int saved_errno = errno;
-
-	ShutdownRequestPending = true;
-	SetLatch(MyLatch);
-	if (in_user_code)
-		die(postgres_signal_arg);
-	errno = saved_errno;
-}
-
 /* Calls the event logger with data or, if that is NULL, with a message. */
 static void
 call_logger(DatabaseState *database, uint64 context, const char *event,
 			const char *data, size_t length, const char *message)
 {
-	if (!logger_wanted())
+	if (!logger_wanted() || ShutdownRequestPending)
 		return;
 	worker_set_state(database, WORKER_LOGGING);
-	in_user_code = true;
-	if (!ShutdownRequestPending)
-	{
-		if (data != NULL)
-			logger_emit_from_worker(context, event, data, length);
-		else
-			logger_emit_error_from_worker(context, message);
-	}
-	in_user_code = false;
+	leave_begin_user_code();
+	if (data != NULL)
+		logger_emit_from_worker(database, context, event, data, length);
+	else
+		logger_emit_error_from_worker(database, context, message);
+	leave_end_work();
 }
 
 void
@@ -196,23 +185,50 @@ attach(Oid database)
 	return attached;
 }
 
+/*
+ * Settings that a database or a role may have been given for its sessions, and
+ * that would act in the launcher and the workers.  All of the server's settings
+ * were looked through: those that are not here have no effect where no query
+ * runs, or tune (costs, memory, WAL), or say how values look as text and what
+ * is logged, which an event logger is to find as its database has them.
+ */
+static const struct
+{
+	const char *name;
+	const char *value;
+} pinned_settings[] = {
+	/* who waits for others must be able to leave, and a standby may be away */
+	{"synchronous_commit", "local"},
+	/* what has a limit sets it itself; lock_timeout is the worker's own */
+	{"statement_timeout", "0"},
+	{"lock_timeout", "0"},
+	{"idle_in_transaction_session_timeout", "0"},
+	{"idle_session_timeout", "0"},
+	COMPAT_PINNED_SETTINGS
+	/* an error is caught, reported and tried again */
+	{"exit_on_error", "off"},
+	/* the outbox is written, and nobody is waited for before that */
+	{"default_transaction_read_only", "off"},
+	{"default_transaction_deferrable", "off"},
+	{"default_transaction_isolation", "read committed"},
+	/* who it is, and which objects it sees */
+	{"role", "none"},
+	{"search_path", "pg_catalog, pg_temp"},
+	{"row_security", "off"},
+	{"session_replication_role", "origin"},
+	/* a page that can't be read is an error, not events that are gone */
+	{"zero_damaged_pages", "off"},
+	/* a logger's statements are small */
+	{"jit", "off"}};
+
 void
 worker_pin_settings(void)
 {
-	static const char *const pinned[][2] = {
-		{"search_path", "pg_catalog, pg_temp"},
-		{"statement_timeout", "0"},
-		{"lock_timeout", "0"},
-		{"idle_in_transaction_session_timeout", "0"},
-		COMPAT_PINNED_SETTINGS{"default_transaction_read_only", "off"},
-		{"default_transaction_deferrable", "off"},
-		{"default_transaction_isolation", "read committed"},
-		{"session_replication_role", "origin"},
-		{"row_security", "off"},
-		{"jit", "off"}};
-
-	for (int i = 0; i < (int) lengthof(pinned); i++)
-		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	if (GetSessionUserId() != BOOTSTRAP_SUPERUSERID)
+		SetSessionAuthorization(BOOTSTRAP_SUPERUSERID, true);
+	for (int i = 0; i < (int) lengthof(pinned_settings); i++)
+		SetConfigOption(pinned_settings[i].name, pinned_settings[i].value,
+						PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 static bool
@@ -239,11 +255,25 @@ look_interval(void)
 	return interval > 0 ? Min(interval, STANDBY_LOOK_MS) : STANDBY_LOOK_MS;
 }
 
+/* Milliseconds until the next look. */
+static long
+look_left(void)
+{
+	bool wanted = pg_atomic_read_u32(&my_database->look_wanted) != 0;
+	long interval = wanted ? WANTED_LOOK_MS : look_interval();
+	long left = TimestampDifferenceMilliseconds(
+		GetCurrentTimestamp(),
+		TimestampTzPlusMilliseconds(looked_at, interval));
+
+	/* a clock that was set back does not put it off */
+	return left > interval ? 0 : left;
+}
+
 /*
  * Whether this worker should make place for another one, because the extension
  * has gone, the database's settings have changed, or a standby was promoted.  A
- * standby is told of none of that, a primary not of what COMMIT PREPARED
- * brings.
+ * standby is told of none of that, and COMMIT PREPARED only says that it may be
+ * so.
  */
 static bool
 outdated(MemoryContext context)
@@ -253,12 +283,14 @@ outdated(MemoryContext context)
 	bool promoted = standby && !RecoveryInProgress();
 	bool exists;
 
-	if (!promoted && now >= looked_at &&
-		!TimestampDifferenceExceeds(looked_at, now, (int) look_interval()))
+	if (!promoted && look_left() > 0)
 		return false;
 	looked_at = now;
 	standby = RecoveryInProgress();
+	pg_atomic_write_u32(&my_database->look_wanted, 0);
+	pg_memory_barrier();
 
+	leave_begin_work();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	exists = OidIsValid(get_extension_oid("absmartly", true));
@@ -267,6 +299,7 @@ outdated(MemoryContext context)
 		initial_settings = MemoryContextStrdup(TopMemoryContext, settings.all);
 	exists = exists && strcmp(initial_settings, settings.all) == 0;
 	CommitTransactionCommand();
+	leave_end_work();
 	MemoryContextSwitchTo(context);
 	pgstat_report_stat(true);
 	return promoted || !exists;
@@ -289,6 +322,7 @@ confirm_target(void)
 	MemoryContext context = CurrentMemoryContext;
 
 	/* conversions are looked up in the catalog */
+	leave_begin_work();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	copy_setting(target.endpoint, settings_endpoint, SHARED_MAX_ENDPOINT);
@@ -297,6 +331,7 @@ confirm_target(void)
 	copy_setting(target.application_version, settings_application_version,
 				 SHARED_MAX_NAME);
 	CommitTransactionCommand();
+	leave_end_work();
 	MemoryContextSwitchTo(context);
 	return version_set_target(my_database, &target);
 }
@@ -420,7 +455,7 @@ work(MemoryContext loop_context)
 		return false;
 
 	version_reap(my_database);
-	timeout = collector_earlier(begin_requests(), look_interval());
+	timeout = collector_earlier(begin_requests(), look_left());
 	if (my_database->nretired > 0)
 		timeout = Min(timeout, REAP_MS);
 	show_state();
@@ -440,19 +475,41 @@ recover(MemoryContext loop_context)
 	HttpClient *broken = client;
 
 	HOLD_INTERRUPTS();
-	EmitErrorReport();
+	leave_end_work();
+	/* SIGTERM ends what waits with an error */
+	if (!ShutdownRequestPending)
+		EmitErrorReport();
 	MemoryContextSwitchTo(loop_context);
 	FlushErrorState();
 	step_clean_up();
 	MemoryContextSwitchTo(loop_context);
 	RESUME_INTERRUPTS();
 
-	in_user_code = false;
 	failed = true;
 	collector_pause(&rest, GetCurrentTimestamp(), REST_MS);
 	client = NULL;
 	if (broken != NULL)
 		http_client_destroy(broken);
+}
+
+/*
+ * Nothing but an event logger that does not let itself be cancelled ends the
+ * worker at once.  If the server stops, what is in memory has to be saved all
+ * the same.
+ */
+static void
+save_at_exit(int code, Datum argument)
+{
+	if (in_order || !ShutdownRequestPending || RecoveryInProgress())
+		return;
+	in_order = true;
+	AbortOutOfAnyTransaction();
+	LWLockReleaseAll();
+	leave_begin_last_work();
+	/* or a lock would be waited for without end */
+	RESUME_INTERRUPTS();
+	publish_save_queue(my_database);
+	HOLD_INTERRUPTS();
 }
 
 void
@@ -487,8 +544,9 @@ absmartly_worker_main(Datum argument)
 										 ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(loop_context);
 	standby = RecoveryInProgress();
+	before_shmem_exit(save_at_exit, (Datum) 0);
 	CHECK_FOR_INTERRUPTS();
-	pqsignal(SIGTERM, handle_sigterm);
+	pqsignal(SIGTERM, leave_on_sigterm);
 
 	do
 	{
@@ -506,7 +564,17 @@ absmartly_worker_main(Datum argument)
 	} while (goes_on);
 
 	MemoryContextSwitchTo(loop_context);
+
+	leave_begin_last_work();
+	if (!ShutdownRequestPending)
+	{
+		/* it is to come back, without delay */
+		LWLockAcquire(&my_database->lock, LW_EXCLUSIVE);
+		my_database->restart_requested = true;
+		LWLockRelease(&my_database->lock);
+	}
 	if (client != NULL)
 		publish_shutdown(my_database, client, ShutdownRequestPending);
+	in_order = true;
 	proc_exit(0);
 }

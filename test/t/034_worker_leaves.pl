@@ -1,0 +1,201 @@
+
+# The worker and the launcher leave whenever they are to, whatever they wait for, and no setting of a database or a role
+# keeps the worker from its work: standbys that are away, locks, event loggers that go on for ever, a collector that
+# does not answer.  A goal whose commit still waits for its standby is not sent.
+
+use strict;
+use warnings;
+
+use AbsmartlyTest;
+use PostgreSQL::Test::Cluster;
+use Test::More;
+use Time::HiRes qw(sleep);
+
+my $collector = start_collector(data => experiments(experiment('exp')));
+my $node = start_node('main', collector => $collector, streaming => 1, settings => <<'EOT');
+absmartly.publish_delay = 20ms
+absmartly.refresh_interval = 1
+absmartly.max_retries = 1
+max_prepared_transactions = 5
+log_min_messages = debug1
+EOT
+ok(wait_ready($node), 'ready');
+
+#
+# Helpers
+#
+
+sub sql
+{
+	my ($query, $database) = @_;
+
+	return $node->safe_psql($database // 'postgres', $query);
+}
+
+# Runs statements in a session that goes on meanwhile; gives what to quit.
+sub in_background
+{
+	my ($query) = @_;
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+
+	$session->query_until(qr/started/, "\\echo started\n$query\n");
+	return $session;
+}
+
+sub arrives
+{
+	my ($goal, $name) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok(await(sub { scalar(() = $collector->goals(space => '/v1', name => $goal)) }), $name);
+}
+
+# Fetches go on: at least one begins after this call.
+sub fetches_go_on
+{
+	my ($name) = @_;
+	my $before = stat_of($node, 'fetch_requests');
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok(await(sub { stat_of($node, 'fetch_requests') > $before + 1 }), $name);
+}
+
+# A fast shutdown comes to its end: pg_ctl waits for a minute.
+sub stops
+{
+	my ($name, $server) = @_;
+
+	$server //= $node;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return 1 if ok($server->stop('fast', fail_ok => 1), $name);
+	$server->stop('immediate');
+	return 0;
+}
+
+#
+# A normal stop
+#
+
+my $from = length log_of($node);
+stops('a fast shutdown');
+unlike(substr(log_of($node), $from), qr/FATAL:.*absmartly/, 'is no error of the launcher or the workers');
+$node->start;
+ok(wait_ready($node), 'ready again');
+
+# who is terminated comes back
+my $launcher = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'absmartly launcher'};
+for my $process (worker_pid($node), sql($launcher))
+{
+	sql("SELECT pg_terminate_backend($process)");
+}
+ok(await_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('absmartly worker', 'absmartly launcher')}, '2'), 'terminated ones come back');
+ok(wait_ready($node), 'and work');
+
+#
+# A standby that is away
+#
+
+configure($node, "synchronous_standby_names = 'nosuch'");
+ok(await_sql($node, 'SHOW synchronous_standby_names', 'nosuch'), 'no standby answers');
+# exposures that the worker writes to the outbox itself
+sql(q{SELECT count(absmartly_unit_treatment(i, 'exp')) FROM generate_series(1::bigint, 10) AS i});
+ok(await_sql($node, 'SELECT exposures_sent >= 10 FROM absmartly_stat'), 'exposures are delivered');
+sql(q{SET synchronous_commit = local; SELECT absmartly_track('{"user_id": 1}', 'local')});
+arrives('local', 'and goals of those who do not wait for it');
+fetches_go_on('experiments are fetched');
+is(sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'absmartly%' AND wait_event = 'SyncRep'}), '0', 'nobody of ours waits for it');
+{
+	my $waiting = in_background(q{SELECT absmartly_track('{"user_id": 1}', 'waiting');});
+	my $prepared = in_background(q{SET synchronous_commit = local; BEGIN; SELECT absmartly_track('{"user_id": 1}', 'prepared'); PREPARE TRANSACTION 'p'; SET synchronous_commit = on; COMMIT PREPARED 'p';});
+
+	ok(await_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'}, '2'), 'two goals wait for the standby');
+	sql(q{SET synchronous_commit = local; SELECT absmartly_track('{"user_id": 1}', 'later'); SELECT absmartly_publish()});
+	arrives('later', 'one that does not wait is sent');
+	is(scalar(() = $collector->goals(space => '/v1', name => $_)), 0, "$_: not one whose commit waits") for qw(waiting prepared);
+	configure($node, "synchronous_standby_names = ''");
+	arrives($_, "$_: it is once the wait is over") for qw(waiting prepared);
+	$_->quit for $waiting, $prepared;
+}
+
+configure($node, "synchronous_standby_names = 'nosuch'");
+ok(await_sql($node, 'SHOW synchronous_standby_names', 'nosuch'), 'no standby answers, again');
+sql('SET synchronous_commit = local; CREATE DATABASE source; ALTER DATABASE source ALLOW_CONNECTIONS true');
+sql('SET synchronous_commit = local; CREATE EXTENSION absmartly', 'source');
+ok(await_sql($node, q{SELECT worker_pid > 0 AND ready FROM absmartly_stat}, 't', database => 'source'), 'another database has a worker');
+sql(q{SELECT count(absmartly_unit_treatment(i, 'exp')) FROM generate_series(1::bigint, 10) AS i}, 'source');
+is($node->psql('postgres', 'SET synchronous_commit = local; CREATE DATABASE copy TEMPLATE source'), 0, 'it can be copied');
+is($node->psql('postgres', 'SET synchronous_commit = local; DROP DATABASE source'), 0, 'and dropped');
+sql('SET synchronous_commit = local; DROP DATABASE copy');
+sql(q{SELECT count(absmartly_unit_treatment(i, 'exp')) FROM generate_series(11::bigint, 20) AS i});
+stops('a fast shutdown comes to its end without the standby');
+$node->start;
+configure($node, "synchronous_standby_names = ''");
+ok(wait_ready($node), 'ready again');
+
+#
+# Locks
+#
+
+# Runs a statement that locks something in a transaction that stays open, and more in the same session.
+sub lock_it
+{
+	my ($lock, @more) = @_;
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+
+	$session->query_safe('BEGIN');
+	$session->query_safe($lock);
+	$session->query_safe($_) for @more;
+	return $session;
+}
+
+# A session whose server has gone.
+sub give_up
+{
+	my ($session) = @_;
+
+	eval { $session->quit };
+	return;
+}
+
+# the worker reads this at its start, and when it is to look
+my $locker = lock_it('LOCK pg_catalog.pg_extension IN ACCESS EXCLUSIVE MODE');
+my $pid = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'absmartly worker' AND datname = 'postgres'});
+sql("SELECT pg_terminate_backend($pid)");
+ok(await_sql($node, "SELECT count(*) FROM pg_stat_activity WHERE pid = $pid", '0'), 'the worker leaves');
+ok(await_sql($node, q{SELECT count(*) FROM pg_locks l, pg_stat_activity a WHERE a.pid = l.pid AND NOT granted AND backend_type = 'absmartly worker'}, '1'), 'its successor waits for a lock');
+stops('a fast shutdown comes to its end while a catalog is locked');
+give_up($locker);
+$node->start;
+ok(wait_ready($node), 'ready again');
+
+# what it writes to
+$locker = lock_it(join '; ', map { "ALTER MATERIALIZED VIEW absmartly_outbox_$_ OWNER TO CURRENT_USER" } qw(a b parked));
+# the standby of these is memory, from which the worker cannot write them
+sql(q{SET default_transaction_read_only = on; SELECT count(absmartly_unit_treatment(i, 'exp')) FROM generate_series(21::bigint, 30) AS i});
+ok(await_sql($node, q{SELECT count(*) > 0 FROM pg_locks l, pg_stat_activity a WHERE a.pid = l.pid AND NOT granted AND backend_type = 'absmartly worker'}), 'the worker waits for the outbox');
+stops('a fast shutdown comes to its end while the outbox is locked');
+give_up($locker);
+$node->start;
+ok(wait_ready($node), 'ready again');
+
+# what the launcher reads
+$locker = lock_it('LOCK pg_catalog.pg_database IN ACCESS EXCLUSIVE MODE', 'SELECT pg_reload_conf()');
+ok(await(sub { $locker->query_safe(q{SELECT count(*) FROM pg_locks l, pg_stat_get_activity(NULL) a WHERE a.pid = l.pid AND NOT granted AND a.backend_type = 'absmartly launcher'}) eq '1' }), 'the launcher waits for a lock');
+stops('a fast shutdown comes to its end while the list of databases is locked');
+give_up($locker);
+$node->start;
+ok(wait_ready($node), 'ready again');
+
+#
+# A collector that does not answer
+#
+
+$collector->fault('/v1', { match => { method => 'PUT' }, hang => 1 });
+sql(q{SELECT absmartly_track('{"user_id": 1}', 'stuck')});
+ok(await_sql($node, q{SELECT worker_state = 'publishing' FROM absmartly_stat}), 'a request is not answered');
+stops('a fast shutdown comes to its end in the middle of a request');
+$collector->clear_faults('/v1');
+$node->start;
+arrives('stuck', 'and the goal is delivered afterwards');
+
+done_testing();
