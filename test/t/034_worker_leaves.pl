@@ -198,4 +198,33 @@ $collector->clear_faults('/v1');
 $node->start;
 arrives('stuck', 'and the goal is delivered afterwards');
 
+#
+# A failover
+#
+
+$node->backup('base');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($node, 'base', has_streaming => 1);
+$standby->append_conf('postgresql.conf', "synchronous_standby_names = ''");
+$standby->start;
+configure($node, "synchronous_standby_names = '*'");
+ok(await_sql($node, q{SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'}, '1'), 'a standby answers');
+sql(q{SELECT absmartly_track('{"user_id": 1}', 'replicated')});
+arrives('replicated', 'a goal that it has is sent');
+stops('the standby stops', $standby);
+my $lost = in_background(q{SELECT absmartly_track('{"user_id": 1}', 'lost');});
+ok(await_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'}, '1'), 'a goal waits for it');
+sql(q{SET synchronous_commit = local; SELECT absmartly_track('{"user_id": 1}', 'meanwhile'); SELECT absmartly_publish()});
+arrives('meanwhile', 'others are sent');
+# a crash: what waits has not come to its end
+$node->stop('immediate');
+give_up($lost);
+$standby->start;
+$standby->promote;
+ok(await_sql($standby, 'SELECT worker_pid > 0 AND NOT pg_is_in_recovery() FROM absmartly_stat'), 'the standby is promoted');
+$standby->safe_psql('postgres', q{SELECT absmartly_track('{"user_id": 1}', 'promoted')});
+arrives('promoted', 'and delivers');
+is(scalar(() = $collector->goals(space => '/v1', name => 'lost')), 0, 'a goal that it does not have is not at the collector');
+stops('it stops', $standby);
+
 done_testing();
