@@ -88,7 +88,7 @@ extern void version_unpin_statement(void);
 
 /*
  * How many functions of ours are at work, one on behalf of the other.  Each
- * counts itself (call.h).
+ * counts itself (sql/function.h).
  */
 extern uint32 version_calls;
 

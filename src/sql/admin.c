@@ -24,6 +24,7 @@
 #include "events/outbox.h"
 #include "events/queue.h"
 #include "settings.h"
+#include "sql/function.h"
 #include "sql/granted.h"
 #include "sql/text.h"
 #include "sql/wait.h"
@@ -51,8 +52,7 @@ is_ready(void)
 /*
  * absmartly_is_ready() -> boolean
  */
-Datum
-absmartly_is_ready(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_is_ready)
 {
 	if (!shared_available())
 		PG_RETURN_BOOL(data_version() != NULL);
@@ -64,8 +64,7 @@ absmartly_is_ready(PG_FUNCTION_ARGS)
  * absmartly_wait_until_ready(timeout interval) -> boolean
  *		Whether there is data, before or when the time is over.
  */
-Datum
-absmartly_wait_until_ready(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_wait_until_ready)
 {
 	TimestampTz until = wait_deadline(fcinfo, 0);
 
@@ -87,8 +86,7 @@ absmartly_wait_until_ready(PG_FUNCTION_ARGS)
  * absmartly_refresh(timeout interval) -> bigint
  *		Waits for a fetch that starts now or later; the data's generation.
  */
-Datum
-absmartly_refresh(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_refresh)
 {
 	TimestampTz until = wait_deadline(fcinfo, 0);
 	uint64 generation;
@@ -103,8 +101,7 @@ absmartly_refresh(PG_FUNCTION_ARGS)
  * absmartly_publish(timeout interval) -> bigint
  *		Waits until all that is committed is delivered; the number of events.
  */
-Datum
-absmartly_publish(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_publish)
 {
 	TimestampTz until = wait_deadline(fcinfo, 0);
 	WaitOutcome outcome;
@@ -205,8 +202,7 @@ loading_target(DataTarget *target)
  * absmartly_set_context_data(data json) -> void
  *		Puts data in force until the next fetch.
  */
-Datum
-absmartly_set_context_data(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_set_context_data)
 {
 	EngineText data =
 		text_data_argument(PG_GETARG_DATUM(0), DATA_MAX_TEXT, NULL);
@@ -232,8 +228,7 @@ setting_datum(const char *text)
  * absmartly_shared_data() -> (data, generation, source, endpoint, application,
  * environment, fetched_at), no row if there is no data
  */
-Datum
-absmartly_shared_data(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_shared_data)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	const DataVersion *version = data_version();
@@ -398,8 +393,7 @@ stat_add_events(StatRow *row, DatabaseState *state)
  * absmartly_stat_get() -> one row; the view absmartly_stat names its columns.
  * 42501 for who may not read that.
  */
-Datum
-absmartly_stat_get(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_stat_get)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	const DataVersion *version = data_version();
@@ -467,8 +461,7 @@ absmartly_stat_get(PG_FUNCTION_ARGS)
  * absmartly_stat_reset() -> void
  *		Sets this database's counters to zero.
  */
-Datum
-absmartly_stat_reset(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_stat_reset)
 {
 	DatabaseState *state = shared_my_database();
 

@@ -16,6 +16,7 @@
 
 #include "sql/assignment.h"
 #include "sql/evaluation.h"
+#include "sql/function.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
 #include "sql/units.h"
@@ -64,8 +65,7 @@ PG_FUNCTION_INFO_V1(absmartly_peek_treatment);
  * experiment.  NULL units or experiment give NULL.  22023 for units,
  * attributes or a name that cannot be; 55000 if there is no data yet.
  */
-Datum
-absmartly_peek_treatment(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_peek_treatment)
 {
 	const DataVersion *version;
 	const SnapExperiment *experiment;
@@ -127,8 +127,7 @@ PG_FUNCTION_INFO_V1(absmartly_peek_unit_treatment_text);
  *
  * NULL uid or experiment give NULL; 22023 for a blank or overlong uid.
  */
-Datum
-absmartly_peek_unit_treatment_text(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_peek_unit_treatment_text)
 {
 	const text *uid;
 	UnitValue unit;
@@ -143,8 +142,7 @@ absmartly_peek_unit_treatment_text(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_peek_unit_treatment_bigint);
 
 /* The same for a bigint uid, which stands for its decimal text. */
-Datum
-absmartly_peek_unit_treatment_bigint(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_peek_unit_treatment_bigint)
 {
 	char digits[UNITS_BIGINT_LENGTH + 1];
 	UnitValue unit;
@@ -158,8 +156,7 @@ absmartly_peek_unit_treatment_bigint(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_peek_unit_treatment_uuid);
 
 /* The same for a uuid, which stands for its canonical text. */
-Datum
-absmartly_peek_unit_treatment_uuid(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_peek_unit_treatment_uuid)
 {
 	char canonical[UUID_TEXT_LENGTH];
 	UnitValue unit;
@@ -220,8 +217,7 @@ PG_FUNCTION_INFO_V1(absmartly_assignments);
  * there is no data yet and on_not_ready is control.  Errors as
  * absmartly_peek_treatment().
  */
-Datum
-absmartly_assignments(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_assignments)
 {
 	ReturnSetInfo *result_info = (ReturnSetInfo *) fcinfo->resultinfo;
 	const DataVersion *version;

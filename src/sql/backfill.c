@@ -44,6 +44,7 @@
 #include "events/buffer.h"
 #include "events/outbox.h"
 #include "settings.h"
+#include "sql/function.h"
 #include "sql/row_json.h"
 
 /* what fits into a record of the progress, in bytes */
@@ -1009,8 +1010,7 @@ PG_FUNCTION_INFO_V1(absmartly_backfill_goals);
  * 22023, 42703 and 42804 for wrong arguments, and the errors of
  * absmartly_track().
  */
-Datum
-absmartly_backfill_goals(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_backfill_goals)
 {
 	Backfill backfill = {.procedure = "absmartly_backfill_goals",
 						 .function = "absmartly_track",
@@ -1036,8 +1036,7 @@ PG_FUNCTION_INFO_V1(absmartly_backfill_exposures);
  * Assigns and exposes the units of each row.  Errors as above, and those of
  * absmartly_treatment().
  */
-Datum
-absmartly_backfill_exposures(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_backfill_exposures)
 {
 	Backfill backfill = {.procedure = "absmartly_backfill_exposures",
 						 .function = "absmartly_treatment",

@@ -21,6 +21,7 @@
 #include "events/buffer.h"
 #include "sql/convert.h"
 #include "sql/evaluation.h"
+#include "sql/function.h"
 #include "sql/jsonb_value.h"
 #include "sql/recording.h"
 #include "sql/text.h"
@@ -103,8 +104,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_peek_treatment);
  * it is finalized; 22023 for a name that is too long, 54001 for expressions
  * that are nested too deep.
  */
-Datum
-absmartly_context_peek_treatment(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_peek_treatment)
 {
 	const ContextEntry *entry = assign_argument(fcinfo, context_current());
 
@@ -119,8 +119,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_treatment);
  * The same, and queues the exposure unless that was done for this assignment.
  * Errors also of recording (events/buffer.h).
  */
-Datum
-absmartly_context_treatment(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_treatment)
 {
 	Context *context = context_current();
 	ContextEntry *entry = assign_argument(fcinfo, context);
@@ -230,8 +229,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_peek_variable_value);
  * The default, which may be NULL, before the context is ready.  A NULL key
  * gives NULL.
  */
-Datum
-absmartly_context_peek_variable_value(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_peek_variable_value)
 {
 	return variable_value(fcinfo, false);
 }
@@ -244,8 +242,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_variable_value);
  *
  * The same, and exposes the experiments that it consults.
  */
-Datum
-absmartly_context_variable_value(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_variable_value)
 {
 	return variable_value(fcinfo, true);
 }
@@ -253,8 +250,7 @@ absmartly_context_variable_value(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_variable_keys);
 
 /* absmartly_context_variable_keys() -> jsonb: key -> names of experiments */
-Datum
-absmartly_context_variable_keys(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_variable_keys)
 {
 	Context *context = context_current();
 
@@ -272,8 +268,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_custom_field_keys);
  * absmartly_context_custom_field_keys() -> jsonb
  *		An array of the names over all experiments, in order of appearance.
  */
-Datum
-absmartly_context_custom_field_keys(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_custom_field_keys)
 {
 	Context *context = context_current();
 	const SnapImage *snapshot = context->snapshot;
@@ -328,8 +323,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_custom_field_value);
  * NULL for a field or an experiment that is unknown, a null, and a number that
  * is none.
  */
-Datum
-absmartly_context_custom_field_value(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_custom_field_value)
 {
 	Context *context = context_current();
 	const SnapField *field = find_field(fcinfo, context);
@@ -346,8 +340,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_custom_field_value_type);
  * absmartly_context_custom_field_value_type(experiment text, name text) ->
  * text; strict
  */
-Datum
-absmartly_context_custom_field_value_type(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_custom_field_value_type)
 {
 	Context *context = context_current();
 	const SnapField *field = find_field(fcinfo, context);
@@ -391,8 +384,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_track);
  * object and a name that cannot be, 22008 for an infinite time, 55000 if the
  * context is finalized, and the errors of recording (events/buffer.h).
  */
-Datum
-absmartly_context_track(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_track)
 {
 	Context *context = context_current();
 	EngineText properties;

@@ -19,6 +19,7 @@
 #include "events/logger.h"
 #include "settings.h"
 #include "sql/evaluation.h"
+#include "sql/function.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
 #include "sql/wait.h"
@@ -155,8 +156,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_create);
  * 22032 for data that is malformed.  54000 also for data larger than
  * absmartly.max_context_data.
  */
-Datum
-absmartly_context_create(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_create)
 {
 	const Jsonb *units =
 		object_argument(fcinfo, 0, "units", "{\"user_id\": 42}");
@@ -180,8 +180,7 @@ absmartly_context_create(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_id);
 
 /* absmartly_context_id() -> text */
-Datum
-absmartly_context_id(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_id)
 {
 	char id[CONTEXT_ID_SIZE];
 
@@ -199,8 +198,7 @@ is_ready(const Context *context)
 PG_FUNCTION_INFO_V1(absmartly_context_is_ready);
 
 /* absmartly_context_is_ready() -> boolean; a failed one is ready, too */
-Datum
-absmartly_context_is_ready(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_is_ready)
 {
 	PG_RETURN_BOOL(is_ready(context_current()));
 }
@@ -208,8 +206,7 @@ absmartly_context_is_ready(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_is_failed);
 
 /* absmartly_context_is_failed() -> boolean */
-Datum
-absmartly_context_is_failed(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_is_failed)
 {
 	PG_RETURN_BOOL(context_current()->failed);
 }
@@ -217,8 +214,7 @@ absmartly_context_is_failed(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_is_finalizing);
 
 /* absmartly_context_is_finalizing() -> boolean */
-Datum
-absmartly_context_is_finalizing(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_is_finalizing)
 {
 	PG_RETURN_BOOL(context_current()->state == CONTEXT_FINALIZING);
 }
@@ -226,8 +222,7 @@ absmartly_context_is_finalizing(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_is_finalized);
 
 /* absmartly_context_is_finalized() -> boolean */
-Datum
-absmartly_context_is_finalized(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_is_finalized)
 {
 	PG_RETURN_BOOL(context_current()->state == CONTEXT_FINALIZED);
 }
@@ -235,8 +230,7 @@ absmartly_context_is_finalized(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_ready_error);
 
 /* absmartly_context_ready_error() -> text, NULL unless the context failed */
-Datum
-absmartly_context_ready_error(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_ready_error)
 {
 	const Context *context = context_current();
 
@@ -251,8 +245,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_wait_until_ready);
  * absmartly_context_wait_until_ready(timeout interval) -> boolean
  *		Whether it is ready, or failed, before or when the time is over.
  */
-Datum
-absmartly_context_wait_until_ready(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_wait_until_ready)
 {
 	TimestampTz until = wait_deadline(fcinfo, 0);
 
@@ -278,8 +271,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_pending);
  * absmartly_context_pending() -> bigint
  *		Events that are recorded and not delivered.
  */
-Datum
-absmartly_context_pending(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_pending)
 {
 	PG_RETURN_INT64(context_pending(context_current()));
 }
@@ -356,8 +348,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_publish);
  *		Waits until what is committed is delivered.  08006 if it fails, 55000
  *		if nothing may be sent, or the context is not ready or finalized.
  */
-Datum
-absmartly_context_publish(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_publish)
 {
 	TimestampTz until = wait_deadline(fcinfo, 0);
 	Context *context = context_current();
@@ -373,8 +364,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_finalize);
  * absmartly_context_finalize(timeout interval) -> void
  *		Publishes and seals.  If publishing fails, the context is open again.
  */
-Datum
-absmartly_context_finalize(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_finalize)
 {
 	TimestampTz until = wait_deadline(fcinfo, 0);
 	Context *context = context_current();
@@ -413,8 +403,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_refresh);
  *		Takes over what a fetch brings that starts now or later.  08006 if it
  *		fails, 55000 if the context is not ready or finalized.
  */
-Datum
-absmartly_context_refresh(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_refresh)
 {
 	TimestampTz until = wait_deadline(fcinfo, 0);
 	Context *context = context_current();
@@ -453,8 +442,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_data);
  *		What the context was made with; NULL before it is ready, {} if it has
  *		failed.
  */
-Datum
-absmartly_context_data(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_data)
 {
 	const Context *context = context_current();
 	EngineText raw;
@@ -477,8 +465,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_experiments);
  * absmartly_context_experiments() -> jsonb
  *		The names of the experiments, an array in the data's order.
  */
-Datum
-absmartly_context_experiments(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_experiments)
 {
 	const SnapImage *snapshot = context_current()->snapshot;
 	JsonbParseState *state = NULL;

@@ -21,6 +21,7 @@
 #include "context/assignments.h"
 #include "context/context.h"
 #include "sql/evaluation.h"
+#include "sql/function.h"
 #include "sql/jsonb_value.h"
 #include "sql/recording.h"
 #include "sql/row_json.h"
@@ -180,8 +181,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_unit);
  *
  * The same with text for anyelement.  22023 with the texts of protocol 8.
  */
-Datum
-absmartly_context_set_unit(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_set_unit)
 {
 	EngineText type = text_datum_to_utf8(name_argument(fcinfo, 0, "unit type"));
 	const Jsonb *uid = value_argument(fcinfo, 1);
@@ -197,8 +197,7 @@ absmartly_context_set_unit(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_set_units);
 
 /* absmartly_context_set_units(units jsonb) -> void; NULL sets nothing */
-Datum
-absmartly_context_set_units(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_set_units)
 {
 	const Jsonb *object = object_argument(fcinfo, "units", "{\"user_id\": 42}");
 
@@ -209,8 +208,7 @@ absmartly_context_set_units(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_get_unit);
 
 /* absmartly_context_get_unit(unit_type text) -> jsonb; NULL: not set */
-Datum
-absmartly_context_get_unit(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_get_unit)
 {
 	EngineText type = text_datum_to_utf8(PG_GETARG_TEXT_PP(0));
 	const ContextUnit *unit = context_find_unit(context_current(), type);
@@ -244,8 +242,7 @@ push_units(JsonbParseState **state, Context *context)
 PG_FUNCTION_INFO_V1(absmartly_context_units);
 
 /* absmartly_context_units() -> jsonb */
-Datum
-absmartly_context_units(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_units)
 {
 	PG_RETURN_DATUM(object_result(push_units));
 }
@@ -261,8 +258,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_attribute);
  *
  * The same with text for anyelement.  A NULL value is a null.
  */
-Datum
-absmartly_context_set_attribute(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_set_attribute)
 {
 	EngineText name =
 		text_datum_to_utf8(name_argument(fcinfo, 0, "name of an attribute"));
@@ -282,8 +278,7 @@ set_attribute(Context *context, EngineText name, const JsonbValue *value)
 PG_FUNCTION_INFO_V1(absmartly_context_set_attributes);
 
 /* absmartly_context_set_attributes(attributes jsonb) -> void */
-Datum
-absmartly_context_set_attributes(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_set_attributes)
 {
 	const Jsonb *object =
 		object_argument(fcinfo, "attributes", "{\"country\": \"PT\"}");
@@ -295,8 +290,7 @@ absmartly_context_set_attributes(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_get_attribute);
 
 /* absmartly_context_get_attribute(name text) -> jsonb; NULL: not set */
-Datum
-absmartly_context_get_attribute(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_get_attribute)
 {
 	EngineText name = text_datum_to_utf8(PG_GETARG_TEXT_PP(0));
 	const ContextAttribute *attribute =
@@ -310,8 +304,7 @@ absmartly_context_get_attribute(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_attributes);
 
 /* absmartly_context_attributes() -> jsonb: the last value of each name */
-Datum
-absmartly_context_attributes(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_attributes)
 {
 	PG_RETURN_DATUM(copy_result(context_attributes_object(context_current())));
 }
@@ -374,8 +367,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_override);
  * absmartly_context_set_override(experiment text, variant int) -> void
  *		In every state.
  */
-Datum
-absmartly_context_set_override(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_set_override)
 {
 	int32 variant = variant_argument(fcinfo);
 	EngineText name = experiment_argument(fcinfo);
@@ -404,8 +396,7 @@ override_member(Context *context, EngineText name, const JsonbValue *value)
 PG_FUNCTION_INFO_V1(absmartly_context_set_overrides);
 
 /* absmartly_context_set_overrides(overrides jsonb) -> void */
-Datum
-absmartly_context_set_overrides(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_set_overrides)
 {
 	const Jsonb *object =
 		object_argument(fcinfo, "overrides", "{\"experiment\": 1}");
@@ -419,8 +410,7 @@ PG_FUNCTION_INFO_V1(absmartly_context_set_custom_assignment);
 /*
  * absmartly_context_set_custom_assignment(experiment text, variant int) -> void
  */
-Datum
-absmartly_context_set_custom_assignment(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_set_custom_assignment)
 {
 	int32 variant = variant_argument(fcinfo);
 	EngineText name = experiment_argument(fcinfo);
@@ -441,8 +431,7 @@ custom_member(Context *context, EngineText name, const JsonbValue *value)
 PG_FUNCTION_INFO_V1(absmartly_context_set_custom_assignments);
 
 /* absmartly_context_set_custom_assignments(assignments jsonb) -> void */
-Datum
-absmartly_context_set_custom_assignments(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_set_custom_assignments)
 {
 	const Jsonb *object =
 		object_argument(fcinfo, "custom assignments", "{\"experiment\": 1}");
@@ -463,8 +452,7 @@ find_entry(FunctionCallInfo fcinfo)
 PG_FUNCTION_INFO_V1(absmartly_context_get_override);
 
 /* absmartly_context_get_override(experiment text) -> int; NULL: none */
-Datum
-absmartly_context_get_override(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_get_override)
 {
 	const ContextEntry *entry = find_entry(fcinfo);
 
@@ -476,8 +464,7 @@ absmartly_context_get_override(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_context_get_custom_assignment);
 
 /* absmartly_context_get_custom_assignment(experiment text) -> int */
-Datum
-absmartly_context_get_custom_assignment(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_context_get_custom_assignment)
 {
 	const ContextEntry *entry = find_entry(fcinfo);
 

@@ -19,6 +19,7 @@
 #include "engine/hash.h"
 #include "engine/number.h"
 #include "sql/evaluation.h"
+#include "sql/function.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
 
@@ -73,8 +74,7 @@ PG_FUNCTION_INFO_V1(absmartly_hash_unit_text);
  *
  * The hash of a unit, taken as it is: nothing is trimmed.
  */
-Datum
-absmartly_hash_unit_text(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_hash_unit_text)
 {
 	EngineText utf8 = text_datum_to_utf8(PG_GETARG_TEXT_PP(0));
 	UnitHash hash;
@@ -99,8 +99,7 @@ PG_FUNCTION_INFO_V1(absmartly_hash_unit_numeric);
  * The hash of a unit that is a number: by its exact text if integral, else as
  * a double (protocol 3).  22023 for NaN, infinities, and what is too long.
  */
-Datum
-absmartly_hash_unit_numeric(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_hash_unit_numeric)
 {
 	Numeric number = PG_GETARG_NUMERIC(0);
 	char digits[ENGINE_MAX_UID];
@@ -136,8 +135,7 @@ PG_FUNCTION_INFO_V1(absmartly_assign);
  * The assigner and the choice; seeds are taken modulo 2^32.  -1 for an empty
  * split.  2202E for a split of several dimensions, 22004 for a null in it.
  */
-Datum
-absmartly_assign(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_assign)
 {
 	EngineText hash = text_datum_to_utf8(PG_GETARG_TEXT_PP(0));
 	ArrayType *split = PG_GETARG_ARRAYTYPE_P(1);
@@ -203,8 +201,7 @@ PG_FUNCTION_INFO_V1(absmartly_evaluate);
  * all of them are missing.  54001 for JSON that is nested too deep, 22P02 for
  * what json takes but JSON does not.
  */
-Datum
-absmartly_evaluate(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_evaluate)
 {
 	CompiledSite *site;
 	const text *source;
@@ -265,8 +262,7 @@ PG_FUNCTION_INFO_V1(absmartly_match_audience);
  * Whether the attributes match an audience as it stands in an experiment;
  * NULL if there is no verdict, which counts as no mismatch.
  */
-Datum
-absmartly_match_audience(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_match_audience)
 {
 	CompiledSite *site;
 	const text *source;
@@ -344,8 +340,7 @@ PG_FUNCTION_INFO_V1(absmartly_base64url_text);
  *
  * Of the bytes that absmartly_utf8_bytes() shows.
  */
-Datum
-absmartly_base64url_text(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_base64url_text)
 {
 	EngineText bytes = protocol_bytes(PG_GETARG_TEXT_PP(0));
 
@@ -355,8 +350,7 @@ absmartly_base64url_text(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_base64url_bytea);
 
 /* absmartly_base64url(bytea) -> text; strict */
-Datum
-absmartly_base64url_bytea(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_base64url_bytea)
 {
 	bytea *bytes = PG_GETARG_BYTEA_PP(0);
 
@@ -370,8 +364,7 @@ PG_FUNCTION_INFO_V1(absmartly_utf8_bytes);
  *
  * The bytes that a hash is made of: each UTF-16 code unit encoded by itself.
  */
-Datum
-absmartly_utf8_bytes(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_utf8_bytes)
 {
 	EngineText bytes = protocol_bytes(PG_GETARG_TEXT_PP(0));
 	ArrayType *result;

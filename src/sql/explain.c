@@ -13,6 +13,7 @@
 #include "data/store.h"
 #include "engine/json.h"
 #include "sql/evaluation.h"
+#include "sql/function.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
 #include "sql/units.h"
@@ -538,8 +539,7 @@ PG_FUNCTION_INFO_V1(absmartly_explain);
  * and so does data that is missing while on_not_ready is control.  Errors as
  * absmartly_peek_treatment().
  */
-Datum
-absmartly_explain(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_explain)
 {
 	AssignRequest request = {0};
 	EngineText unit_type = {NULL, 0};

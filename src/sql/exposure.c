@@ -18,6 +18,7 @@
 #include "sql/assignment.h"
 #include "sql/evaluation.h"
 #include "sql/exposure.h"
+#include "sql/function.h"
 #include "sql/jsonb_value.h"
 #include "sql/recording.h"
 #include "sql/text.h"
@@ -265,8 +266,7 @@ PG_FUNCTION_INFO_V1(absmartly_treatment);
  * (events/buffer.h), 22008 for an infinite time, and 54000 for more units or
  * attributes than an event may have.
  */
-Datum
-absmartly_treatment(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_treatment)
 {
 	ExposureSite *site = call_site_state(fcinfo, sizeof(ExposureSite));
 	const DataVersion *version;
@@ -333,8 +333,7 @@ PG_FUNCTION_INFO_V1(absmartly_unit_treatment_text);
  * NULL uid or experiment give NULL and queue nothing; 22023 for a blank or
  * overlong uid.
  */
-Datum
-absmartly_unit_treatment_text(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_unit_treatment_text)
 {
 	const text *uid;
 	UnitValue unit;
@@ -349,8 +348,7 @@ absmartly_unit_treatment_text(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_unit_treatment_bigint);
 
 /* The same for a bigint uid, which stands for its decimal text. */
-Datum
-absmartly_unit_treatment_bigint(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_unit_treatment_bigint)
 {
 	char digits[UNITS_BIGINT_LENGTH + 1];
 	UnitValue unit;
@@ -364,8 +362,7 @@ absmartly_unit_treatment_bigint(PG_FUNCTION_ARGS)
 PG_FUNCTION_INFO_V1(absmartly_unit_treatment_uuid);
 
 /* The same for a uuid, which stands for its canonical text. */
-Datum
-absmartly_unit_treatment_uuid(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_unit_treatment_uuid)
 {
 	char canonical[UUID_TEXT_LENGTH];
 	UnitValue unit;

@@ -16,6 +16,7 @@
 #include "events/guard.h"
 #include "events/outbox.h"
 #include "events/queue.h"
+#include "sql/function.h"
 #include "sql/granted.h"
 
 #define MEMORY_COLUMNS 13
@@ -28,8 +29,7 @@ PG_FUNCTION_INFO_V1(absmartly_outbox_guard);
  * False, so that the heaps are made empty; 0A000 for a REFRESH that nothing
  * else has kept from them: where event triggers are off.
  */
-Datum
-absmartly_outbox_guard(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_outbox_guard)
 {
 	if (!creating_extension && !IsBinaryUpgrade)
 		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -45,8 +45,7 @@ PG_FUNCTION_INFO_V1(absmartly_outbox_keep);
  *
  * Keeps a REFRESH from the heaps in a process that had not loaded the library.
  */
-Datum
-absmartly_outbox_keep(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_outbox_keep)
 {
 	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
 		ereport(ERROR,
@@ -77,8 +76,7 @@ PG_FUNCTION_INFO_V1(absmartly_outbox_memory);
  * of events, and null for who may read the one of records only; 42501 for all
  * others.
  */
-Datum
-absmartly_outbox_memory(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_outbox_memory)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	DatabaseState *state = shared_my_database();
@@ -148,8 +146,7 @@ PG_FUNCTION_INFO_V1(absmartly_requeue);
  * Lets parked events be sent again, as events of this database and for its
  * endpoint; gives their number.  25006 in a read-only transaction.
  */
-Datum
-absmartly_requeue(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_requeue)
 {
 	return change_parked(fcinfo, "absmartly_requeue()", outbox_requeue);
 }
@@ -161,8 +158,7 @@ PG_FUNCTION_INFO_V1(absmartly_discard);
  *
  * Drops parked events; gives their number.  25006 in a read-only transaction.
  */
-Datum
-absmartly_discard(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_discard)
 {
 	return change_parked(fcinfo, "absmartly_discard()", outbox_discard);
 }

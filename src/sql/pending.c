@@ -19,6 +19,7 @@
 #include "engine/assign.h"
 #include "engine/hash.h"
 #include "events/encoding.h"
+#include "sql/function.h"
 #include "sql/granted.h"
 #include "sql/text.h"
 #include "worker/render.h"
@@ -208,8 +209,7 @@ PG_FUNCTION_INFO_V1(absmartly_decode_events);
  * if it is of another version, 42501 for who may read neither of the views of
  * events.
  */
-Datum
-absmartly_decode_events(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_decode_events)
 {
 	const bytea *payload = PG_GETARG_BYTEA_PP(0);
 	const char *data = VARDATA_ANY(payload);

@@ -11,6 +11,7 @@
 #include "events/buffer.h"
 #include "settings.h"
 #include "sql/evaluation.h"
+#include "sql/function.h"
 #include "sql/jsonb_value.h"
 #include "sql/recording.h"
 #include "sql/units.h"
@@ -48,8 +49,7 @@ PG_FUNCTION_INFO_V1(absmartly_track);
  * cannot be, 22008 for an infinite time, 54000 for more units or attributes
  * than an event may have, and the errors of recording (events/buffer.h).
  */
-Datum
-absmartly_track(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_track)
 {
 	EventContext context = {0};
 	EventGoal goal = {0};

@@ -29,6 +29,7 @@
 #include "engine/number.h"
 #include "events/buffer.h"
 #include "settings.h"
+#include "sql/function.h"
 #include "sql/recording.h"
 #include "sql/row_json.h"
 #include "sql/text.h"
@@ -931,8 +932,7 @@ PG_FUNCTION_INFO_V1(absmartly_track_trigger);
  * Queues a goal for a row: that of INSERT, the new one of UPDATE, the old one
  * of DELETE.
  */
-Datum
-absmartly_track_trigger(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_track_trigger)
 {
 	TrackedRow row = {0};
 	ErrorContextCallback callback;

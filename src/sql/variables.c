@@ -17,6 +17,7 @@
 #include "sql/convert.h"
 #include "sql/evaluation.h"
 #include "sql/exposure.h"
+#include "sql/function.h"
 #include "sql/jsonb_value.h"
 #include "sql/text.h"
 #include "sql/units.h"
@@ -272,8 +273,7 @@ PG_FUNCTION_INFO_V1(absmartly_peek_variable_value);
  *gives the default and one warning per session.  Errors as
  *absmartly_peek_treatment().
  */
-Datum
-absmartly_peek_variable_value(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_peek_variable_value)
 {
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		PG_RETURN_NULL();
@@ -292,8 +292,7 @@ PG_FUNCTION_INFO_V1(absmartly_variable_value);
  * The same as absmartly_peek_variable_value(), and queues the exposures of the
  * experiments that it consults.  Errors also as absmartly_treatment().
  */
-Datum
-absmartly_variable_value(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_variable_value)
 {
 	ExposureCall exposure;
 	UnitList list;
@@ -357,8 +356,7 @@ PG_FUNCTION_INFO_V1(absmartly_variable_keys);
  * Each variable with the names of the experiments that have it, lowest id
  * first.
  */
-Datum
-absmartly_variable_keys(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_variable_keys)
 {
 	const DataVersion *version = evaluation_data();
 
@@ -402,8 +400,7 @@ PG_FUNCTION_INFO_V1(absmartly_custom_field_keys);
  * The names of custom fields of all experiments, each once, in the order of
  * their appearance.
  */
-Datum
-absmartly_custom_field_keys(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_custom_field_keys)
 {
 	const DataVersion *version = evaluation_data();
 	const SnapImage *snapshot;
@@ -451,8 +448,7 @@ PG_FUNCTION_INFO_V1(absmartly_custom_field_value);
  * NULL for a field or an experiment that is unknown, a null, and a number that
  * is none.
  */
-Datum
-absmartly_custom_field_value(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_custom_field_value)
 {
 	const DataVersion *version = evaluation_data();
 	const SnapField *field = version ? find_field(fcinfo, version) : NULL;
@@ -470,8 +466,7 @@ PG_FUNCTION_INFO_V1(absmartly_custom_field_value_type);
  * The type as declared, also one that is not known; NULL if there is no such
  * field.
  */
-Datum
-absmartly_custom_field_value_type(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_custom_field_value_type)
 {
 	const DataVersion *version = evaluation_data();
 	const SnapField *field = version ? find_field(fcinfo, version) : NULL;
@@ -623,8 +618,7 @@ PG_FUNCTION_INFO_V1(absmartly_experiments_get);
  * All experiments in the data's order, those that a later one of the same name
  * hides included.
  */
-Datum
-absmartly_experiments_get(PG_FUNCTION_ARGS)
+SQL_FUNCTION(absmartly_experiments_get)
 {
 	ReturnSetInfo *result_info = (ReturnSetInfo *) fcinfo->resultinfo;
 	const DataVersion *version;
