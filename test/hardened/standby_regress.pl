@@ -13,6 +13,9 @@ my $primary = start_node('primary', streaming => 1, extension => 0, settings => 
 wal_consistency_checking = all
 max_prepared_transactions = 4
 timezone = 'UTC'
+absmartly.application = ''
+absmartly.environment = ''
+absmartly.refresh_interval = 1min
 EOT
 $primary->backup('base');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
