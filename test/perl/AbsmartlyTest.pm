@@ -266,11 +266,12 @@ sub worker_pid
 	return await(sub { stat_of($node, 'worker_pid', $database) });
 }
 
-# kB of a process's own memory; 0 where the system does not tell
+# kB of a process's own memory; 0 where the system does not tell, or a sanitizer keeps what was freed
 sub rss_anon
 {
 	my ($pid) = @_;
 
+	return 0 if $ENV{ASAN_OPTIONS};
 	open my $status, '<', "/proc/$pid/status" or return 0;
 	my ($kilobytes) = join('', <$status>) =~ /^RssAnon:\s+(\d+)/m;
 	return $kilobytes;
