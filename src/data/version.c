@@ -544,6 +544,8 @@ pin_in_parallel_worker(void)
 			&shared_slot(parallel_leader_slot_number())->parallel_serial);
 	if (serial != PARALLEL_NO_DATA)
 		held = hold_in_force(serial);
+	if (held != NULL)
+		held->users++;
 	data_pinned = true;
 	data_pinned_version = held ? held->version : NULL;
 	return data_pinned_version;
@@ -846,13 +848,13 @@ query_stays(const Scope *scope, const QueryDesc *query)
 }
 
 /*
- * Ends it.  What was seen is remembered for the rest of the query, and for
- * what else runs on behalf of no statement.
+ * What was seen is remembered for the rest of the query, and for what else runs
+ * on behalf of no statement.  It may raise, so the scope is left afterwards.
  */
 static void
-scope_end(Scope *scope, const QueryDesc *query)
+scope_remember(const Scope *scope, const QueryDesc *query)
 {
-	if (query != NULL && present->decided && query_stays(scope, query) &&
+	if (present->decided && query_stays(scope, query) &&
 		open_query_find(query->estate) == NULL)
 		open_query_remember(query->estate, present);
 	if (scope->adopted && scope->own.decided)
@@ -860,7 +862,6 @@ scope_end(Scope *scope, const QueryDesc *query)
 		statement_copy(&loose, &scope->own);
 		loose_time = GetCurrentStatementStartTimestamp();
 	}
-	scope_leave(scope);
 }
 
 static void
@@ -875,6 +876,7 @@ version_executor_start(QueryDesc *query, int flags)
 			prev_executor_start(query, flags);
 		else
 			standard_ExecutorStart(query, flags);
+		scope_remember(&scope, query);
 	}
 	PG_CATCH();
 	{
@@ -882,7 +884,7 @@ version_executor_start(QueryDesc *query, int flags)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	scope_end(&scope, query);
+	scope_leave(&scope);
 }
 
 /*
@@ -926,6 +928,7 @@ version_executor_run(EXECUTOR_RUN_PARAMETERS)
 			prev_executor_run(EXECUTOR_RUN_ARGUMENTS);
 		else
 			standard_ExecutorRun(EXECUTOR_RUN_ARGUMENTS);
+		scope_remember(&scope, query);
 	}
 	PG_CATCH();
 	{
@@ -935,7 +938,7 @@ version_executor_run(EXECUTOR_RUN_PARAMETERS)
 	PG_END_TRY();
 	if (parallel)
 		forget_parallel_workers();
-	scope_end(&scope, query);
+	scope_leave(&scope);
 	if (version_query_done != NULL)
 		version_query_done();
 }
@@ -952,6 +955,7 @@ version_executor_finish(QueryDesc *query)
 			prev_executor_finish(query);
 		else
 			standard_ExecutorFinish(query);
+		scope_remember(&scope, query);
 	}
 	PG_CATCH();
 	{
@@ -959,7 +963,7 @@ version_executor_finish(QueryDesc *query)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	scope_end(&scope, query);
+	scope_leave(&scope);
 }
 
 static void
@@ -992,7 +996,7 @@ version_process_utility(PlannedStmt *statement, const char *source,
 	}
 	PG_END_TRY();
 	if (counts)
-		scope_end(&scope, NULL);
+		scope_leave(&scope);
 }
 
 /*
