@@ -1035,7 +1035,8 @@ version_subtransaction_end(SubXactEvent event, SubTransactionId id,
 						   SubTransactionId parent, void *argument)
 {
 	static uint32 calls[32];
-	int level = Min(GetCurrentTransactionNestLevel(), lengthof(calls) - 1);
+	int level =
+		Min(GetCurrentTransactionNestLevel(), (int) lengthof(calls) - 1);
 
 	if (event == SUBXACT_EVENT_START_SUB)
 		calls[level] = version_calls;

@@ -1,4 +1,3 @@
-
 # What is made to take long, by expressions, attributes, patterns or data, ends when it is told to, and keeps nobody
 # waiting meanwhile.  Each of these would take many seconds, most of them minutes.
 
@@ -118,10 +117,10 @@ my @shapes = (
 	[ 'different patterns', clauses(20000, '{"match":[{"var":"a"},{"value":"^(a+|#)+$"}]}'), $evil_attributes ],
 	[ 'a pattern on a long text', clauses(1, '{"match":[{"var":"a"},{"value":"(?=(a*))\\\\1b"}]}'),
 		q{'a', repeat('a', 1000000)} ],
-	[ 'patterns from each place', clauses(1000, '{"match":[{"var":"a"},{"value":"a*b"}]}'), q{'a', repeat('a', 100000)} ],
+	[ 'patterns from each place', clauses(1000, '{"match":[{"var":"a"},{"value":"a*[bc]"}]}'), q{'a', repeat('a', 100000)} ],
 	[ 'a reference in what is looked behind at', clauses(1000, '{"match":[{"var":"a"},{"value":"(?<=(a)\\\\1*)b"}]}'),
 		q{'a', repeat('a', 1000000)} ],
-	[ 'long numbers', clauses(20000, '{"lt":[{"value":-1},{"not":{"gt":[{"value":-1},{"var":"a"}]}}]}'),
+	[ 'long numbers', clauses(20000, '{"gt":[{"var":"a"},{"value":1}]}'),
 		q{'a', '-' || repeat('7', 1000000)} ],
 	[ 'long blanks', clauses(20000, '{"eq":[{"value":1},{"var":"a"}]}'), q{'a', repeat(' ', 1000000) || '2'} ],
 	[ 'long versions', clauses(20000, '{"semver_gt":[{"var":"a"},{"var":"a"}]}'), q{'a', repeat('1.', 500000) || '1'} ],

@@ -1,4 +1,3 @@
-
 # What strangers have made in the extension's schema, before it was created, is never run: overloads of all functions,
 # aggregates, operators and types that the install script and the library's own queries name, each of which raises.
 
