@@ -807,7 +807,7 @@ run_chunk(Backfill *backfill)
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("key column \"%s\" of %s has a key without text",
 							   backfill->key, backfill->relation)));
-	if (strlen(last) > MAX_POSITION)
+	else if (strlen(last) > MAX_POSITION)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("key is too long for a backfill"),

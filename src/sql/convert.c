@@ -255,7 +255,7 @@ call_input_in_parallel(Target *target, char *text, Datum *result)
 	MemoryContext caller = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	ResourceOwner own = ResourceOwnerCreate(owner, "absmartly value");
-	InputGuard guard;
+	InputGuard guard = {0};
 	volatile bool fits = true;
 
 	PG_TRY();

@@ -16,18 +16,23 @@
 
 #include "data/version.h"
 
-#define SQL_FUNCTION(name)                      \
-	static Datum name##_body(PG_FUNCTION_ARGS); \
-                                                \
-	Datum name(PG_FUNCTION_ARGS)                \
-	{                                           \
-		uint32 calls = version_calls++;         \
-		Datum result = name##_body(fcinfo);     \
-                                                \
-		version_calls = calls;                  \
-		return result;                          \
-	}                                           \
-                                                \
+/* Calls the body of a function that SQL has called. */
+static inline Datum
+sql_function_call(PGFunction body, FunctionCallInfo fcinfo)
+{
+	uint32 calls = version_calls++;
+	Datum result = body(fcinfo);
+
+	version_calls = calls;
+	return result;
+}
+
+#define SQL_FUNCTION(name)                             \
+	static Datum name##_body(PG_FUNCTION_ARGS);        \
+	Datum name(PG_FUNCTION_ARGS)                       \
+	{                                                  \
+		return sql_function_call(name##_body, fcinfo); \
+	}                                                  \
 	static Datum name##_body(PG_FUNCTION_ARGS)
 
 #endif /* ABSMARTLY_SQL_FUNCTION_H */

@@ -310,7 +310,8 @@ recording_attributes(Datum attributes, uint32 *count, bool *fits)
 	{
 		if (fits == NULL)
 			recording_raise_too_large("attributes");
-		*fits = false;
+		else
+			*fits = false;
 		return NULL;
 	}
 	*count = nsystem + nmembers;

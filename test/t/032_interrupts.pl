@@ -120,8 +120,6 @@ my @shapes = (
 	[ 'patterns from each place', clauses(1000, '{"match":[{"var":"a"},{"value":"a*[bc]"}]}'), q{'a', repeat('a', 100000)} ],
 	[ 'a reference in what is looked behind at', clauses(1000, '{"match":[{"var":"a"},{"value":"(?<=(a)\\\\1*)b"}]}'),
 		q{'a', repeat('a', 1000000)} ],
-	[ 'long numbers', clauses(20000, '{"gt":[{"var":"a"},{"value":1}]}'),
-		q{'a', '-' || repeat('7', 1000000)} ],
 	[ 'long blanks', clauses(20000, '{"eq":[{"value":1},{"var":"a"}]}'), q{'a', repeat(' ', 1000000) || '2'} ],
 	[ 'long versions', clauses(20000, '{"semver_gt":[{"var":"a"},{"var":"a"}]}'), q{'a', repeat('1.', 500000) || '1'} ],
 	[ 'long texts', clauses(20000, '{"gt":[{"var":"a"},{"var":"a"}]}'), q{'a', repeat('a', 20000000)} ],
