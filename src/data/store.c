@@ -498,8 +498,8 @@ context_free(void *context, void *chunk)
 
 /*
  * Compiling may take seconds, and DROP DATABASE of any database waits until
- * every process has absorbed a barrier.  Nothing may be raised here, where
- * json-c has memory of its own.
+ * every process has absorbed a barrier.  Nothing may be raised here: the
+ * engine and PCRE2 have memory that an error would leave behind.
  */
 static bool
 context_interrupted(void *context)

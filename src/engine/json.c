@@ -2,67 +2,47 @@
  * json.c
  *		JSON text read into a tree of the engine's own.
  *
- * json-c builds the tree, but it is not trusted with the text as it came.  Even
- * when told to be strict it takes NaN, leading zeros, "1." and raw control
- * characters; it clamps integers beyond 64 bits, forgets the sign of -0 and
- * the spelling of all integers; and it cuts names at a NUL.  So the text is
- * first checked here by the grammar of RFC 8259, then read once more, rewritten
- * on the way into what json-c cannot misread, and handed to it piece by piece:
+ * The text is read twice.  First it is checked by the grammar of RFC 8259 and
+ * its values are counted, so that nothing is made of a text that is not valid
+ * or whose tree would take too much.  Then the tree is built: as each
+ * container's count is known by then, every node is made where it stays.
  *
- *	- a number becomes a string: U+0001 and the number's text;
- *	- a string that itself begins with U+0001 gets another one in front;
- *	- in names U+0000 becomes U+0001 "0", and U+0001 becomes U+0001 "1";
- *	- blanks between tokens go away.
+ * All memory is the arena's, whose allocations may fail at any time.
  *
- * U+0001 can stand in JSON only as an escape, so ordinary text passes
- * unchanged.  Numbers thus keep their exact text wherever they stand, also
- * where a repeated name drops some of them.
- *
- * json-c takes some hundred bytes for a value and a thousand for an object, so
- * it never gets to see a whole text.  It reads pieces, each an array of values
- * that stand beside each other, and what it has made of a piece becomes nodes
- * of ours before it reads the next one.  Only what is longer than a piece, a
- * container or a string, is put together here.  Thus a parse takes what its
- * tree takes, and some megabytes at most.
- *
- * json-c replaces half a surrogate pair by U+FFFD, since UTF-8 has no form for
- * it.  That is as good as any other answer.
+ * Half a surrogate pair becomes U+FFFD, since UTF-8 has no form for it.
  */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <json-c/json.h>
-
 #include "json.h"
 
-/* Longer texts would exceed json-c's int offsets when rewritten. */
+/* Longer texts are not read. */
 #define JSON_MAX_TEXT ((size_t) 256 * 1024 * 1024)
 
 /* What a tree may take, estimated: a value is a node and, mostly, its text. */
 #define JSON_MAX_COST (UINT64_C(512) * 1024 * 1024)
 #define JSON_VALUE_COST 48
 
-/* What is longer is not read by json-c at once. */
+/* Bytes of a string between two questions whether to go on. */
 #define JSON_PIECE 16384
 
-/* The host is asked whether to go on once for so many values. */
-#define JSON_VALUES_PER_ASK 1024
-
-/* What a node costs when it is copied, in units of work.h */
+/* What a node costs when it is read or copied, in units of work.h */
 #define NODE_COST 8
 
-#define MARK '\001'
-#define MARK_ESCAPE "\\u0001"
+/* Objects of no more members are searched for equal names one by one. */
+#define FEW_MEMBERS 16
 
-/* A container or a string that is longer than a piece. */
-typedef struct LongValue
+/*
+ * How many values the containers have, a member's name and value being two, in
+ * the order in which they begin; without the empty ones.
+ */
+typedef struct Counts
 {
-	size_t start; /* of its bracket or quote, in the text */
-	size_t count; /* values in it, a member's name and value being two; bytes
-				   * between a string's quotes */
-} LongValue;
+	struct Counts *next;
+	uint32_t counts[62];
+} Counts;
 
 typedef struct JsonReader
 {
@@ -70,27 +50,19 @@ typedef struct JsonReader
 	const char *next; /* first byte not yet read */
 	const char *end;
 	int depth;
-	int deepest; /* that depth was */
 	int max_depth;
 	uint64_t cost;
 	uint64_t max_cost;
-	uint32_t values; /* that were checked */
-	Work work; /* of what is no value: blanks and digits */
+	Work work;
 	Arena *arena; /* of the tree; tells when to stop */
 	EngineStatus status;
 	const char *problem; /* what is wrong at next; set with status */
 
-	Arena scratch; /* for what follows */
-	LongValue *long_values; /* in the text's order, once it is checked */
-	uint32_t nlong_values;
-	uint32_t max_long_values;
-	uint32_t next_long_value; /* the first one that is not yet read */
-
-	json_tokener *tokener; /* NULL: the text is only checked */
-	json_object *tree; /* of the present piece */
-	bool complete; /* json-c has seen all of it */
-	size_t used; /* bytes in the buffer */
-	char buffer[8192]; /* rewritten text on its way to json-c */
+	bool counting; /* a tree will be built of what is checked */
+	Arena scratch; /* of the counts */
+	Counts *first_counts;
+	Counts *counts; /* where the next one goes to, or comes from */
+	size_t next_count;
 } JsonReader;
 
 /* Remembers the first problem; false, for callers to return. */
@@ -105,64 +77,19 @@ fail(JsonReader *reader, EngineStatus status, const char *problem)
 	return false;
 }
 
-/*
- * Hands the buffer to json-c.  The text is valid by construction, so the only
- * thing that can go wrong is memory.
- */
+/* There is no memory, or the host wants the reading to end. */
 static bool
-flush(JsonReader *reader)
+no_memory(JsonReader *reader)
 {
-	enum json_tokener_error error;
-
-	if (reader->used == 0 || reader->complete)
-		return true;
-	if (arena_interrupted(reader->arena))
-		return fail(reader, ENGINE_NO_MEMORY, NULL);
-	reader->tree = json_tokener_parse_ex(reader->tokener, reader->buffer,
-										 (int) reader->used);
-	error = json_tokener_get_error(reader->tokener);
-	reader->used = 0;
-	if (error == json_tokener_success)
-		reader->complete = true;
-	else if (error != json_tokener_continue)
-		return fail(reader, ENGINE_NO_MEMORY, NULL);
-	return true;
-}
-
-static bool
-emit(JsonReader *reader, const char *text, size_t length)
-{
-	if (reader->tokener == NULL)
-		return true;
-	while (length > 0)
-	{
-		size_t room = sizeof(reader->buffer) - reader->used;
-		size_t part = length < room ? length : room;
-
-		memcpy(reader->buffer + reader->used, text, part);
-		reader->used += part;
-		text += part;
-		length -= part;
-		if (reader->used == sizeof(reader->buffer) && !flush(reader))
-			return false;
-	}
-	return true;
-}
-
-static bool
-emit_byte(JsonReader *reader, char byte)
-{
-	return emit(reader, &byte, 1);
-}
-
-/* Counts the reading of so many bytes; false: the host wants it to end. */
-static bool
-goes_on(JsonReader *reader, size_t bytes)
-{
-	if (work_goes_on(&reader->work, bytes))
-		return true;
 	reader->arena->failed = true;
 	return fail(reader, ENGINE_NO_MEMORY, NULL);
+}
+
+/* Counts what is about to be read; false: the host wants it to end. */
+static bool
+goes_on(JsonReader *reader, size_t cost)
+{
+	return work_goes_on(&reader->work, cost) || no_memory(reader);
 }
 
 static void
@@ -260,92 +187,41 @@ four_hex_digits(const char *text, const char *end)
 	return value;
 }
 
-/* Notes a value that began at start and has just been read. */
+/* One escape sequence, reader->next being at its backslash. */
 static bool
-note_if_long(JsonReader *reader, const char *start, size_t count)
-{
-	LongValue *value;
-
-	if (reader->tokener != NULL || reader->next - start <= JSON_PIECE)
-		return true;
-	if (reader->nlong_values == reader->max_long_values)
-	{
-		uint32_t larger =
-			reader->max_long_values == 0 ? 64 : 2 * reader->max_long_values;
-
-		value = arena_alloc(&reader->scratch, larger * sizeof(LongValue));
-		if (value == NULL)
-			return fail(reader, ENGINE_NO_MEMORY, NULL);
-		if (reader->nlong_values > 0)
-			memcpy(value, reader->long_values,
-				   reader->nlong_values * sizeof(LongValue));
-		reader->long_values = value;
-		reader->max_long_values = larger;
-	}
-	value = &reader->long_values[reader->nlong_values++];
-	value->start = (size_t) (start - reader->start);
-	value->count = count;
-	return true;
-}
-
-/*
- * One escape sequence, reader->next being at its backslash.  *opens_pair says
- * whether it is the first half of a surrogate pair.
- */
-static bool
-read_escape(JsonReader *reader, bool is_name, bool is_first, bool *opens_pair)
+check_escape(JsonReader *reader)
 {
 	const char *escape = reader->next;
-	int code;
-
-	*opens_pair = false;
 
 	if (reader->end - escape < 2)
 	{
 		reader->next = reader->end;
 		return unexpected(reader);
 	}
-	if (escape[1] != 'u')
+	if (escape[1] == 'u')
 	{
-		if (escape[1] == '\0' || strchr("\"\\/bfnrt", escape[1]) == NULL)
+		if (four_hex_digits(escape + 2, reader->end) < 0)
 			return fail(reader, ENGINE_MALFORMED, "invalid escape");
-		reader->next += 2;
-		return emit(reader, escape, 2);
+		reader->next += 6;
+		return true;
 	}
-
-	code = four_hex_digits(escape + 2, reader->end);
-	if (code < 0)
+	if (escape[1] == '\0' || strchr("\"\\/bfnrt", escape[1]) == NULL)
 		return fail(reader, ENGINE_MALFORMED, "invalid escape");
-	reader->next += 6;
-	*opens_pair = code >= 0xd800 && code <= 0xdbff;
-	if (code > 1)
-		return emit(reader, escape, 6);
-	if (is_name)
-		return emit(reader, MARK_ESCAPE, 6) &&
-			   emit_byte(reader, code == 0 ? '0' : '1');
-	if (code == 1 && is_first && !emit(reader, MARK_ESCAPE, 6))
-		return false;
-	return emit(reader, escape, 6);
+	reader->next += 2;
+	return true;
 }
 
-/*
- * A part of a string between its quotes: up to the closing one, which is not
- * read, or, between two characters, after some JSON_PIECE bytes.
- */
+/* A string, reader->next being at its first quote. */
 static bool
-read_characters(JsonReader *reader, bool is_name)
+check_string(JsonReader *reader)
 {
-	const char *first = reader->next;
-	bool opens_pair = false;
-
+	reader->next++;
 	for (;;)
 	{
 		const char *run = reader->next;
 		const char *next = run;
 		const char *end = reader->end;
 
-		if (run - first >= JSON_PIECE && !opens_pair)
-			return true;
 		if (end - run > JSON_PIECE)
 			end = run + JSON_PIECE;
 
@@ -354,22 +230,18 @@ read_characters(JsonReader *reader, bool is_name)
 			   (unsigned char) *next < 0x80 && *next != '"' && *next != '\\')
 			next++;
 		reader->next = next;
-		if (next > run)
-			opens_pair = false;
-		if (!emit(reader, run, (size_t) (next - run)))
+		if (!goes_on(reader, 1 + (size_t) (next - run) / WORK_BYTES))
 			return false;
 
-		if (next == end && end < reader->end)
-			continue;
 		if (next == reader->end)
 			return unexpected(reader);
 		if (next == end)
 			continue;
 		if (*next == '"')
-			return true;
+			break;
 		if (*next == '\\')
 		{
-			if (!read_escape(reader, is_name, next == first, &opens_pair))
+			if (!check_escape(reader))
 				return false;
 		}
 		else if ((unsigned char) *next < 0x20)
@@ -381,35 +253,16 @@ read_characters(JsonReader *reader, bool is_name)
 
 			if (length == 0)
 				return fail(reader, ENGINE_MALFORMED, "invalid UTF-8");
-			opens_pair = false;
 			reader->next += length;
-			if (!emit(reader, next, length))
-				return false;
 		}
 	}
-}
-
-/* A string, reader->next being at its first quote. */
-static bool
-read_string(JsonReader *reader, bool is_name)
-{
-	const char *start = reader->next++;
-
-	if (!emit_byte(reader, '"'))
-		return false;
-	do
-	{
-		if (!read_characters(reader, is_name))
-			return false;
-	} while (peek(reader) != '"');
 	reader->next++;
-	return note_if_long(reader, start, (size_t) (reader->next - start - 2)) &&
-		   emit_byte(reader, '"');
+	return true;
 }
 
 /* One digit at least. */
 static bool
-read_digits(JsonReader *reader)
+check_digits(JsonReader *reader)
 {
 	if (!is_digit(peek(reader)))
 		return fail(reader, ENGINE_MALFORMED, "invalid number");
@@ -418,12 +271,10 @@ read_digits(JsonReader *reader)
 	return true;
 }
 
-/* A number by the grammar of RFC 8259, handed over as a marked string. */
+/* A number by the grammar of RFC 8259. */
 static bool
-read_number(JsonReader *reader)
+check_number(JsonReader *reader)
 {
-	const char *first = reader->next;
-
 	if (peek(reader) == '-')
 		reader->next++;
 	if (peek(reader) == '0')
@@ -432,12 +283,12 @@ read_number(JsonReader *reader)
 		if (is_digit(peek(reader)))
 			return fail(reader, ENGINE_MALFORMED, "invalid number");
 	}
-	else if (!read_digits(reader))
+	else if (!check_digits(reader))
 		return false;
 	if (peek(reader) == '.')
 	{
 		reader->next++;
-		if (!read_digits(reader))
+		if (!check_digits(reader))
 			return false;
 	}
 	if (peek(reader) == 'e' || peek(reader) == 'E')
@@ -445,76 +296,90 @@ read_number(JsonReader *reader)
 		reader->next++;
 		if (peek(reader) == '+' || peek(reader) == '-')
 			reader->next++;
-		if (!read_digits(reader))
+		if (!check_digits(reader))
 			return false;
 	}
-	return emit(reader, "\"" MARK_ESCAPE, 7) &&
-		   emit(reader, first, (size_t) (reader->next - first)) &&
-		   emit_byte(reader, '"');
+	return true;
 }
 
 static bool
-read_literal(JsonReader *reader, const char *literal, size_t length)
+check_literal(JsonReader *reader, const char *literal, size_t length)
 {
 	if ((size_t) (reader->end - reader->next) < length ||
 		memcmp(reader->next, literal, length) != 0)
 		return unexpected(reader);
 	reader->next += length;
-	return emit(reader, literal, length);
+	return true;
 }
 
-static bool read_value(JsonReader *reader);
+/* Where the count of the next container stands; NULL: no memory. */
+static uint32_t *
+next_count(JsonReader *reader)
+{
+	if (reader->counts == NULL ||
+		reader->next_count == sizeof(reader->counts->counts) / sizeof(uint32_t))
+	{
+		Counts **link = reader->counts == NULL ? &reader->first_counts
+											   : &reader->counts->next;
+
+		if (*link == NULL)
+			*link = arena_alloc(&reader->scratch, sizeof(Counts));
+		if (*link == NULL)
+		{
+			(void) no_memory(reader);
+			return NULL;
+		}
+		reader->counts = *link;
+		reader->next_count = 0;
+	}
+	return &reader->counts->counts[reader->next_count++];
+}
+
+static bool check_value(JsonReader *reader);
 
 /* Counts a value, or a member's name, among those that a text may have. */
 static bool
 count_value(JsonReader *reader)
 {
-	if (reader->tokener != NULL)
-		return true;
 	reader->cost += JSON_VALUE_COST;
 	if (reader->cost > reader->max_cost)
 		return fail(reader, ENGINE_TOO_LARGE, "too many values");
-	if (reader->values++ % JSON_VALUES_PER_ASK == 0 &&
-		arena_interrupted(reader->arena))
-		return fail(reader, ENGINE_NO_MEMORY, NULL);
-	return true;
+	return goes_on(reader, NODE_COST);
 }
 
 /* An array or an object, reader->next being at its bracket. */
 static bool
-read_container(JsonReader *reader, bool is_object)
+check_container(JsonReader *reader, bool is_object)
 {
-	const char *start = reader->next;
 	char closing = is_object ? '}' : ']';
-	size_t count = 0;
+	uint32_t *noted = NULL;
+	uint32_t count = 0;
 
 	if (reader->depth >= reader->max_depth)
 		return fail(reader, ENGINE_TOO_DEEP, "nested too deep");
-	if (++reader->depth > reader->deepest)
-		reader->deepest = reader->depth;
-	if (!emit_byte(reader, *reader->next++))
-		return false;
+	reader->depth++;
+	reader->next++;
 	skip_blanks(reader);
 	if (peek(reader) != closing)
 	{
+		if (reader->counting && (noted = next_count(reader)) == NULL)
+			return false;
 		for (;;)
 		{
 			if (is_object)
 			{
 				if (peek(reader) != '"')
 					return unexpected(reader);
-				if (!read_string(reader, true) || !count_value(reader))
+				if (!check_string(reader) || !count_value(reader))
 					return false;
 				count++;
 				skip_blanks(reader);
 				if (peek(reader) != ':')
 					return unexpected(reader);
 				reader->next++;
-				if (!emit_byte(reader, ':'))
-					return false;
 				skip_blanks(reader);
 			}
-			if (!read_value(reader))
+			if (!check_value(reader))
 				return false;
 			count++;
 			skip_blanks(reader);
@@ -523,19 +388,19 @@ read_container(JsonReader *reader, bool is_object)
 			if (peek(reader) != ',')
 				return unexpected(reader);
 			reader->next++;
-			if (!emit_byte(reader, ','))
-				return false;
 			skip_blanks(reader);
 		}
+		if (noted != NULL)
+			*noted = count;
 	}
 	reader->next++;
 	reader->depth--;
-	return note_if_long(reader, start, count) && emit_byte(reader, closing);
+	return true;
 }
 
-/* Any value; recursive through read_container(), to max_depth at most. */
+/* Any value; recursive through check_container(), to max_depth at most. */
 static bool
-read_value(JsonReader *reader)
+check_value(JsonReader *reader)
 {
 	int c = peek(reader);
 
@@ -544,22 +409,33 @@ read_value(JsonReader *reader)
 	switch (c)
 	{
 		case '{':
-			return read_container(reader, true);
+			return check_container(reader, true);
 		case '[':
-			return read_container(reader, false);
+			return check_container(reader, false);
 		case '"':
-			return read_string(reader, false);
+			return check_string(reader);
 		case 'n':
-			return read_literal(reader, "null", 4);
+			return check_literal(reader, "null", 4);
 		case 't':
-			return read_literal(reader, "true", 4);
+			return check_literal(reader, "true", 4);
 		case 'f':
-			return read_literal(reader, "false", 5);
+			return check_literal(reader, "false", 5);
 		default:
 			if (c == '-' || is_digit(c))
-				return read_number(reader);
+				return check_number(reader);
 			return unexpected(reader);
 	}
+}
+
+/* Checks the whole text, which is one value. */
+static bool
+check_text(JsonReader *reader)
+{
+	skip_blanks(reader);
+	if (!check_value(reader))
+		return false;
+	skip_blanks(reader);
+	return reader->next == reader->end || unexpected(reader);
 }
 
 /*
@@ -607,242 +483,174 @@ number_value(const char *text, size_t length)
 	return number;
 }
 
-/*
- * Lets the node refer to a copy of length bytes, with a NUL behind.  Members'
- * names come with is_name, with U+0000 and U+0001 as read_escape() has
- * written them.
- */
-static bool
-set_text(JsonNode *node, const char *text, size_t length, bool is_name,
-		 Arena *arena)
+/* Writes a character as UTF-8, for which there is room; returns its length. */
+static size_t
+write_utf8(int code, char *out)
 {
-	char *copy = arena_strdup(arena, text, length);
-
-	if (copy == NULL)
-		return false;
-	if (is_name && memchr(copy, MARK, length) != NULL)
+	if (code < 0x80)
 	{
-		size_t kept = 0;
-
-		for (size_t i = 0; i < length; i++)
-		{
-			if (copy[i] == MARK)
-				copy[kept++] = copy[++i] == '0' ? '\0' : MARK;
-			else
-				copy[kept++] = copy[i];
-		}
-		copy[kept] = '\0';
-		length = kept;
+		out[0] = (char) code;
+		return 1;
 	}
-	node->count = (uint32_t) length;
-	node->offset = copy - (char *) node;
-	return true;
+	if (code < 0x800)
+	{
+		out[0] = (char) (0xc0 | code >> 6);
+		out[1] = (char) (0x80 | (code & 0x3f));
+		return 2;
+	}
+	if (code < 0x10000)
+	{
+		out[0] = (char) (0xe0 | code >> 12);
+		out[1] = (char) (0x80 | (code >> 6 & 0x3f));
+		out[2] = (char) (0x80 | (code & 0x3f));
+		return 3;
+	}
+	out[0] = (char) (0xf0 | code >> 18);
+	out[1] = (char) (0x80 | (code >> 12 & 0x3f));
+	out[2] = (char) (0x80 | (code >> 6 & 0x3f));
+	out[3] = (char) (0x80 | (code & 0x3f));
+	return 4;
 }
 
 /*
- * Turns json-c's tree into ours; recursive, but the text was not deeper than
- * max_depth.  false: no memory.
+ * What the escape sequence at *next means, written to out, where there is room
+ * for 4 bytes.  A surrogate pair is two sequences and one character.  The text
+ * was checked, so each sequence is whole, and something follows it.
  */
-static bool
-convert(json_object *source, JsonNode *node, Arena *arena)
+static size_t
+decode_escape(const char **next, char *out)
 {
-	struct json_object_iter member;
-	JsonNode *children;
-	size_t count;
+	static const char letters[] = "bfnrt";
+	static const char meanings[] = "\b\f\n\r\t";
+	const char *escape = *next;
+	int code;
 
-	switch (json_object_get_type(source))
+	if (escape[1] != 'u')
 	{
-		case json_type_null:
-			node->kind = JSON_NULL;
-			return true;
+		const char *letter = strchr(letters, escape[1]);
 
-		case json_type_boolean:
-			node->kind =
-				json_object_get_boolean(source) ? JSON_TRUE : JSON_FALSE;
-			return true;
+		*next += 2;
+		*out = letter == NULL ? escape[1] : meanings[letter - letters];
+		return 1;
+	}
 
-		case json_type_string:
+	code = four_hex_digits(escape + 2, escape + 6);
+	*next += 6;
+	if (code >= 0xd800 && code <= 0xdbff && escape[6] == '\\' &&
+		escape[7] == 'u')
+	{
+		int low = four_hex_digits(escape + 8, escape + 12);
+
+		if (low >= 0xdc00 && low <= 0xdfff)
 		{
-			const char *text = json_object_get_string(source);
-			size_t length = (size_t) json_object_get_string_len(source);
-
-			node->kind = JSON_STRING;
-			if (length > 0 && text[0] == MARK)
-			{
-				text++;
-				length--;
-				if (text[0] != MARK)
-					node->kind = JSON_NUMBER;
-			}
-			if (!set_text(node, text, length, false, arena))
-				return false;
-			if (node->kind == JSON_NUMBER)
-				node->number = number_value(json_text(node), length);
-			return true;
+			*next += 6;
+			return write_utf8(
+				0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00), out);
 		}
+	}
+	if (code >= 0xd800 && code <= 0xdfff)
+		code = 0xfffd;
+	return write_utf8(code, out);
+}
 
-		case json_type_array:
-			node->kind = JSON_ARRAY;
-			count = json_object_array_length(source);
-			node->count = (uint32_t) count;
-			if (count == 0)
-				return true;
-			children = arena_alloc(arena, count * sizeof(JsonNode));
-			if (children == NULL)
-				return false;
-			node->offset = (char *) children - (char *) node;
-			for (size_t i = 0; i < count; i++)
-			{
-				if (!convert(json_object_array_get_idx(source, i), &children[i],
-							 arena))
-					return false;
-			}
-			return true;
+/*
+ * Reads on to a string's closing quote and writes what the string means, or
+ * only counts if out is NULL.  Returns the number of bytes.
+ */
+static size_t
+decode_string(JsonReader *reader, char *out)
+{
+	size_t size = 0;
 
-		case json_type_object:
-			node->kind = JSON_OBJECT;
-			count = (size_t) json_object_object_length(source);
-			node->count = (uint32_t) count;
-			if (count == 0)
-				return true;
-			children = arena_alloc(arena, 2 * count * sizeof(JsonNode));
-			if (children == NULL)
-				return false;
-			node->offset = (char *) children - (char *) node;
-			json_object_object_foreachC(source, member)
-			{
-				children->kind = JSON_STRING;
-				if (!set_text(children, member.key, strlen(member.key), true,
-							  arena) ||
-					!convert(member.val, children + 1, arena))
-					return false;
-				children += 2;
-			}
-			return true;
+	for (;;)
+	{
+		const char *run = reader->next;
+		const char *next = run;
+		const char *end = reader->end;
+		size_t length;
 
-		default:
-			/* no other type comes out of what read_value() writes */
-			return true;
+		if (end - run > JSON_PIECE)
+			end = run + JSON_PIECE;
+		while (next < end && *next != '"' && *next != '\\')
+			next++;
+		length = (size_t) (next - run);
+		if (!goes_on(reader, 1 + length / WORK_BYTES))
+			return size;
+		if (out != NULL)
+			memcpy(out + size, run, length);
+		size += length;
+		if (next < end && *next == '\\')
+		{
+			char character[4];
+
+			length = decode_escape(&next, character);
+			if (out != NULL)
+				memcpy(out + size, character, length);
+			size += length;
+		}
+		reader->next = next;
+		if (*next == '"')
+			return size;
 	}
 }
 
-/* Where it went wrong, for people. */
-static const char *
-problem_message(const JsonReader *reader, Arena *arena)
-{
-	return arena_printf(arena, "%s at byte %zu", reader->problem,
-						(size_t) (reader->next - reader->start) + 1);
-}
-
-static int
-compare_starts(const void *left, const void *right)
-{
-	const LongValue *a = left;
-	const LongValue *b = right;
-
-	return a->start < b->start ? -1 : a->start > b->start;
-}
-
-/* Checks the whole text, which is one value, and finds what is long in it. */
-static bool
-check_text(JsonReader *reader)
-{
-	skip_blanks(reader);
-	if (!read_value(reader))
-		return false;
-	skip_blanks(reader);
-	if (reader->next < reader->end)
-		return unexpected(reader);
-	/* they were noted at their ends */
-	if (reader->nlong_values > 1)
-		qsort(reader->long_values, reader->nlong_values, sizeof(LongValue),
-			  compare_starts);
-	return true;
-}
-
-/*
- * A piece: values that json-c reads at once, as an array.  Between its begin
- * and its end the text's values are read by read_value().
- */
-static bool
-piece_begin(JsonReader *reader)
-{
-	json_tokener_reset(reader->tokener);
-	reader->complete = false;
-	reader->used = 0;
-	return emit_byte(reader, '[');
-}
-
-/* Has json-c read what is left of the piece. */
-static bool
-piece_read(JsonReader *reader)
-{
-	if (!emit_byte(reader, ']') || !flush(reader))
-		return false;
-	return reader->complete || fail(reader, ENGINE_NO_MEMORY, NULL);
-}
-
+/* Lets the node refer to text. */
 static void
-piece_forget(JsonReader *reader)
+set_text(JsonNode *node, JsonKind kind, const char *text, size_t length)
 {
-	json_object_put(reader->tree);
-	reader->tree = NULL;
+	node->kind = kind;
+	node->count = (uint32_t) length;
+	node->offset = text - (char *) node;
 }
 
-/* Ends a piece: its values become nodes. */
 static bool
-piece_end(JsonReader *reader, JsonNode *nodes, size_t count)
+build_string(JsonReader *reader, JsonNode *node)
 {
-	if (!piece_read(reader))
+	const char *first = ++reader->next;
+	size_t length = decode_string(reader, NULL);
+	char *text;
+
+	if (reader->status != ENGINE_OK)
 		return false;
-	for (size_t i = 0; i < count; i++)
+	text = arena_alloc(reader->arena, length + 1);
+	if (text == NULL)
+		return no_memory(reader);
+	/* every escape sequence is longer than what it means */
+	if (length == (size_t) (reader->next - first))
+		memcpy(text, first, length);
+	else
 	{
-		if (!convert(json_object_array_get_idx(reader->tree, i), &nodes[i],
-					 reader->arena))
-			return fail(reader, ENGINE_NO_MEMORY, NULL);
+		reader->next = first;
+		(void) decode_string(reader, text);
+		if (reader->status != ENGINE_OK)
+			return false;
 	}
-	piece_forget(reader);
+	reader->next++;
+	set_text(node, JSON_STRING, text, length);
 	return true;
 }
 
-/* A string that is longer than a piece. */
 static bool
-build_string(JsonReader *reader, JsonNode *node, const LongValue *value)
+build_number(JsonReader *reader, JsonNode *node)
 {
-	char *copy;
-	size_t length = 0;
+	const char *first = reader->next;
+	size_t length;
+	char *text;
 
-	/* no character takes more bytes than what it is written with */
-	copy = arena_alloc(reader->arena, value->count + 1);
-	if (copy == NULL)
-		return fail(reader, ENGINE_NO_MEMORY, NULL);
-	reader->next++;
-	while (peek(reader) != '"')
+	/* a blank, a comma or a bracket ends it, or the text's end */
+	while (reader->next<reader->end && * reader->next> ' ' &&
+		   *reader->next != ',' && *reader->next != ']' && *reader->next != '}')
 	{
-		json_object *part;
-		const char *text;
-		size_t part_length;
-
-		if (!piece_begin(reader) || !emit_byte(reader, '"') ||
-			!read_characters(reader, false) || !emit_byte(reader, '"') ||
-			!piece_read(reader))
+		if (!goes_on(reader, 1))
 			return false;
-		part = json_object_array_get_idx(reader->tree, 0);
-		text = json_object_get_string(part);
-		part_length = (size_t) json_object_get_string_len(part);
-		if (part_length > 0 && text[0] == MARK)
-		{
-			text++;
-			part_length--;
-		}
-		memcpy(copy + length, text, part_length);
-		length += part_length;
-		piece_forget(reader);
+		reader->next++;
 	}
-	reader->next++;
-	node->kind = JSON_STRING;
-	node->count = (uint32_t) length;
-	node->offset = copy - (char *) node;
+	length = (size_t) (reader->next - first);
+	text = arena_strdup(reader->arena, first, length);
+	if (text == NULL)
+		return no_memory(reader);
+	set_text(node, JSON_NUMBER, text, length);
+	node->number = number_value(text, length);
 	return true;
 }
 
@@ -856,17 +664,22 @@ move_node(JsonNode *target, const JsonNode *source)
 	target->offset += distance;
 }
 
+static bool
+same_name(const JsonNode *left, const JsonNode *right)
+{
+	return left->count == right->count &&
+		   memcmp(json_text(left), json_text(right), left->count) == 0;
+}
+
 /* By name, and then by place; nothing matters once the work is to end. */
 static int
 compare_names(const void *left, const void *right, void *argument)
 {
 	const JsonNode *a = *(const JsonNode *const *) left;
 	const JsonNode *b = *(const JsonNode *const *) right;
-	JsonReader *reader = argument;
 	int order;
 
-	if (reader->arena->failed || (reader->values++ % JSON_VALUES_PER_ASK == 0 &&
-								  arena_interrupted(reader->arena)))
+	if (!goes_on(argument, NODE_COST + a->count / WORK_BYTES))
 		return 0;
 
 	if (a->count != b->count)
@@ -875,6 +688,28 @@ compare_names(const void *left, const void *right, void *argument)
 	if (order != 0)
 		return order;
 	return a < b ? -1 : a > b;
+}
+
+/*
+ * Whether an object of few members has two of the same name; true also once
+ * the work is to end.
+ */
+static bool
+has_repeated(JsonReader *reader, const JsonNode *object)
+{
+	for (uint32_t i = 1; i < object->count; i++)
+	{
+		const JsonNode *name = json_member_name(object, i);
+
+		if (!goes_on(reader, i * (1 + (size_t) name->count / WORK_BYTES)))
+			return true;
+		for (uint32_t j = 0; j < i; j++)
+		{
+			if (same_name(name, json_member_name(object, j)))
+				return true;
+		}
+	}
+	return false;
 }
 
 /*
@@ -891,23 +726,23 @@ drop_repeated(JsonReader *reader, JsonNode *object)
 	JsonNode **names;
 	Arena memory;
 
+	if (count <= FEW_MEMBERS && !has_repeated(reader, object))
+		return true;
 	arena_init(&memory, reader->arena->source);
 	names = arena_alloc(&memory, count * sizeof(JsonNode *));
 	if (names == NULL)
-		return fail(reader, ENGINE_NO_MEMORY, NULL);
+		return no_memory(reader);
 	for (uint32_t i = 0; i < count; i++)
 		names[i] = &members[2 * i];
 	qsort_r(names, count, sizeof(JsonNode *), compare_names, reader);
-	if (reader->arena->failed)
+	if (reader->status != ENGINE_OK)
 	{
 		arena_release(&memory);
-		return fail(reader, ENGINE_NO_MEMORY, NULL);
+		return false;
 	}
 	for (uint32_t first = 0, i = 1; i < count; i++)
 	{
-		if (names[i]->count != names[first]->count ||
-			memcmp(json_text(names[i]), json_text(names[first]),
-				   names[i]->count) != 0)
+		if (!same_name(names[i], names[first]))
 		{
 			first = i;
 			continue;
@@ -935,114 +770,102 @@ drop_repeated(JsonReader *reader, JsonNode *object)
 	return true;
 }
 
-/* Whether the value that comes next is long, and which it is then. */
-static const LongValue *
-next_if_long(JsonReader *reader)
-{
-	const LongValue *value = &reader->long_values[reader->next_long_value];
-
-	if (reader->next_long_value == reader->nlong_values ||
-		value->start != (size_t) (reader->next - reader->start))
-		return NULL;
-	reader->next_long_value++;
-	return value;
-}
+static bool build_value(JsonReader *reader, JsonNode *node);
 
 /*
- * A container or a string that is longer than a piece.  The text was checked,
- * so between two values, or a name and its value, there is nothing but blanks
- * and one byte.  Recursive, but the text is not deeper than max_depth.
+ * An array or an object.  The text was checked, so between two values, or a
+ * name and its value, there is nothing but blanks and one byte.
  */
 static bool
-build_long(JsonReader *reader, JsonNode *node, const LongValue *value)
+build_container(JsonReader *reader, JsonNode *node)
 {
 	bool is_object = *reader->next == '{';
+	const uint32_t *count;
 	JsonNode *children;
-	size_t count = value->count;
-	size_t done = 0; /* children that are nodes */
-	const char *piece = NULL; /* where the present one starts */
 
-	if (*reader->next == '"')
-		return build_string(reader, node, value);
-
-	children = arena_alloc(reader->arena, count * sizeof(JsonNode));
-	if (children == NULL)
-		return fail(reader, ENGINE_NO_MEMORY, NULL);
 	node->kind = is_object ? JSON_OBJECT : JSON_ARRAY;
-	node->count = (uint32_t) (is_object ? count / 2 : count);
-	node->offset = (char *) children - (char *) node;
-
-	for (size_t i = 0; i < count; i++)
-	{
-		const LongValue *child;
-
-		reader->next++; /* the bracket, a comma or a colon */
-		skip_blanks(reader);
-		child = next_if_long(reader);
-		if (child != NULL)
-		{
-			if (done < i && !piece_end(reader, &children[done], i - done))
-				return false;
-			if (!build_long(reader, &children[i], child))
-				return false;
-			done = i + 1;
-		}
-		else
-		{
-			if (i == done)
-			{
-				piece = reader->next;
-				if (!piece_begin(reader))
-					return false;
-			}
-			else if (!emit_byte(reader, ','))
-				return false;
-			if (!read_value(reader))
-				return false;
-			if (reader->next - piece >= JSON_PIECE)
-			{
-				if (!piece_end(reader, &children[done], i + 1 - done))
-					return false;
-				done = i + 1;
-			}
-		}
-		skip_blanks(reader);
-	}
-	if (done < count && !piece_end(reader, &children[done], count - done))
-		return false;
 	reader->next++;
-	return !is_object || drop_repeated(reader, node);
+	skip_blanks(reader);
+	if (reader->status != ENGINE_OK)
+		return false;
+	if (*reader->next == (is_object ? '}' : ']'))
+	{
+		reader->next++;
+		return true;
+	}
+
+	count = next_count(reader);
+	if (count == NULL)
+		return false;
+	children = arena_alloc(reader->arena, *count * sizeof(JsonNode));
+	if (children == NULL)
+		return no_memory(reader);
+	node->count = is_object ? *count / 2 : *count;
+	node->offset = (char *) children - (char *) node;
+	for (uint32_t i = 0; i < *count; i++)
+	{
+		if (!build_value(reader, &children[i]))
+			return false;
+		skip_blanks(reader);
+		reader->next++; /* a comma, a colon or the bracket */
+	}
+	return reader->status == ENGINE_OK &&
+		   (!is_object || drop_repeated(reader, node));
 }
 
-/* Reads the text, which was checked, into a tree. */
+/* Any value, or a name; recursive as check_value() is. */
 static bool
-build_text(JsonReader *reader, JsonNode *node)
+build_value(JsonReader *reader, JsonNode *node)
 {
-	const LongValue *value;
-
-	reader->next = reader->start;
 	skip_blanks(reader);
-	value = next_if_long(reader);
-	if (value != NULL)
-		return build_long(reader, node, value);
-	return piece_begin(reader) && read_value(reader) &&
-		   piece_end(reader, node, 1);
+	if (!goes_on(reader, NODE_COST))
+		return false;
+	switch (*reader->next)
+	{
+		case '{':
+		case '[':
+			return build_container(reader, node);
+		case '"':
+			return build_string(reader, node);
+		case 'n':
+			node->kind = JSON_NULL;
+			reader->next += 4;
+			return true;
+		case 't':
+			node->kind = JSON_TRUE;
+			reader->next += 4;
+			return true;
+		case 'f':
+			node->kind = JSON_FALSE;
+			reader->next += 5;
+			return true;
+		default:
+			return build_number(reader, node);
+	}
+}
+
+/* Where it went wrong, for people. */
+static const char *
+problem_message(const JsonReader *reader, Arena *arena)
+{
+	return arena_printf(arena, "%s at byte %zu", reader->problem,
+						(size_t) (reader->next - reader->start) + 1);
 }
 
 /* Makes a reader of a text, and checks that. */
 static bool
 reader_open(JsonReader *reader, const char *text, size_t length, int max_depth,
-			uint64_t max_cost, Arena *arena, const char **message)
+			bool counting, Arena *arena, const char **message)
 {
-	/* all but the buffer, which is large and needs no zeros */
-	memset(reader, 0, offsetof(JsonReader, buffer));
+	memset(reader, 0, sizeof(JsonReader));
 	if (message != NULL)
 		*message = NULL;
 	reader->arena = arena;
 	reader->start = reader->next = text;
 	reader->end = text + length;
 	reader->max_depth = max_depth;
-	reader->max_cost = max_cost;
+	reader->counting = counting;
+	reader->max_cost = counting ? JSON_MAX_COST : UINT64_MAX;
 	reader->status = ENGINE_OK;
 	arena_init(&reader->scratch, arena->source);
 	work_begin(&reader->work, arena->source->interrupted,
@@ -1057,10 +880,7 @@ reader_open(JsonReader *reader, const char *text, size_t length, int max_depth,
 	return reader->status == ENGINE_OK;
 }
 
-/*
- * Reads a whole text; see json.h.  It is read twice: json-c gets to see only
- * what is known to be valid and not to take too much.
- */
+/* Reads a whole text; see json.h. */
 EngineStatus
 json_parse(const char *text, size_t length, int max_depth, Arena *arena,
 		   const JsonNode **root, const char **message)
@@ -1069,19 +889,15 @@ json_parse(const char *text, size_t length, int max_depth, Arena *arena,
 	JsonNode *node;
 
 	*root = NULL;
-	if (reader_open(&reader, text, length, max_depth, JSON_MAX_COST, arena,
-					message))
+	if (reader_open(&reader, text, length, max_depth, true, arena, message))
 	{
-		/* json-c counts scalars and the piece as levels, and wants one more */
-		reader.tokener = json_tokener_new_ex(reader.deepest + 3);
+		reader.next = reader.start;
+		reader.counts = NULL;
 		node = arena_alloc(arena, sizeof(JsonNode));
-		if (reader.tokener == NULL || node == NULL)
-			(void) fail(&reader, ENGINE_NO_MEMORY, NULL);
-		else if (build_text(&reader, node))
+		if (node == NULL)
+			(void) no_memory(&reader);
+		else if (build_value(&reader, node))
 			*root = node;
-		piece_forget(&reader);
-		if (reader.tokener != NULL)
-			json_tokener_free(reader.tokener);
 	}
 	arena_release(&reader.scratch);
 	return reader.status;
@@ -1094,9 +910,7 @@ json_check(const char *text, size_t length, int max_depth, Arena *arena,
 {
 	JsonReader reader;
 
-	(void) reader_open(&reader, text, length, max_depth, UINT64_MAX, arena,
-					   message);
-	arena_release(&reader.scratch);
+	(void) reader_open(&reader, text, length, max_depth, false, arena, message);
 	return reader.status;
 }
 

@@ -2,9 +2,8 @@
  * json.h
  *		JSON text read into a tree of the engine's own.
  *
- * json.c is the only file that knows json-c.  The tree's links are relative
- * to the node that holds them, so that a tree can be copied into a snapshot
- * and read there at any address.
+ * The tree's links are relative to the node that holds them, so that a tree
+ * can be copied into a snapshot and read there at any address.
  */
 #ifndef ABSMARTLY_ENGINE_JSON_H
 #define ABSMARTLY_ENGINE_JSON_H
@@ -66,7 +65,7 @@ json_member_value(const JsonNode *object, uint32_t index)
  * the grammar).  Of equal names in an object the last value counts, at the
  * first one's place, as in JavaScript.  The tree lives in the arena.
  *
- * What it takes beside the tree is some megabytes at most.
+ * What it takes beside the tree is some bytes for each container.
  *
  * On ENGINE_MALFORMED, ENGINE_TOO_DEEP or ENGINE_TOO_LARGE *message (if message
  * is not NULL) says what is wrong, in the arena.

@@ -115,6 +115,8 @@ test_accepted(void)
 		{TEXT("{\"a\":[1,2],\"b\":5,\"a\":6e1,\"c\":7}"),
 		 "{\"a\":6e1,\"b\":5,\"c\":7}"},
 		{TEXT("{\"\":1}"), "{\"\":1}"},
+		{TEXT("{\"a\":1,\"b\":[2],\"\\u0061\":{\"a\":3},\"b\":4,\"a\":[5]}"),
+		 "{\"a\":[5],\"b\":4}"},
 		{TEXT("\"\\\"\\\\\\/\\b\\f\\n\\r\\t\""),
 		 "\"\\\"\\\\/\\b\\f\\n\\r\\t\""},
 		{TEXT("\"\\u0000\\u001f\\u0041\\u00e9\""),
@@ -123,9 +125,12 @@ test_accepted(void)
 		{TEXT("\"\\ud83dx\\ude00\""), "\"\xef\xbf\xbdx\xef\xbf\xbd\""},
 		{TEXT("\"\\ud83d\""), "\"\xef\xbf\xbd\""},
 		{TEXT("\"\\ud800\\ud83d\\ude00\""), "\"\xef\xbf\xbd\xf0\x9f\x98\x80\""},
+		{TEXT("\"\\udE00\\uD83d\\u0041\""), "\"\xef\xbf\xbd\xef\xbf\xbd"
+											"A\""},
+		{TEXT("\"\\u007f\\u0080\\u07ff\\u0800\\uffff\\udbff\\udfff\""),
+		 "\"\x7f\xc2\x80\xdf\xbf\xe0\xa0\x80\xef\xbf\xbf\xf4\x8f\xbf\xbf\""},
 		{TEXT("\"\x7f\xc2\x80\xed\x9f\xbf\xee\x80\x80\xf4\x8f\xbf\xbf\""),
 		 "\"\x7f\xc2\x80\xed\x9f\xbf\xee\x80\x80\xf4\x8f\xbf\xbf\""},
-		/* what the rewritten text uses itself */
 		{TEXT("\"\\u0001\""), "\"\\u0001\""},
 		{TEXT("\"\\u00015\""), "\"\\u00015\""},
 		{TEXT("\"\\u0001\\u0001\""), "\"\\u0001\\u0001\""},
@@ -331,7 +336,7 @@ test_get(void)
 }
 
 /*
- * Long texts reach json-c in pieces: no token may suffer, wherever it is cut.
+ * Strings are gone through in pieces: nothing may suffer, wherever it is cut.
  */
 static void
 test_pieces(void)
@@ -344,10 +349,10 @@ test_pieces(void)
 		"{\"k\\u0000\":false,\"\\u0001\":\"\\u0001\"}]";
 	bool ok = true;
 
-	for (size_t padding = 8000; padding < 8200; padding++)
+	for (size_t padding = 16300; padding < 16500; padding++)
 	{
-		char *text = malloc(9000);
-		char *expected = malloc(9000);
+		char *text = malloc(17000);
+		char *expected = malloc(17000);
 
 		strcpy(text, "[\"");
 		memset(text + 2, 'x', padding);
@@ -359,7 +364,7 @@ test_pieces(void)
 		free(expected);
 		arena_release(&arena);
 	}
-	tap_ok(ok, "tokens that are cut");
+	tap_ok(ok, "strings that are cut");
 }
 
 /* A part of a text, repeated behind a beginning and before an end. */
@@ -385,7 +390,7 @@ long_value(const char *what, char *text, char *expected)
 	arena_release(&arena);
 }
 
-/* Values that are longer than what json-c sees at a time. */
+/* Values longer than the pieces, and objects of many members. */
 static void
 test_long(void)
 {
@@ -422,7 +427,7 @@ test_long(void)
 					  1, ""));
 }
 
-/* Where a long value ends and the next one begins, of every length. */
+/* Strings that end where a piece does, or near it. */
 static void
 test_borders(void)
 {
@@ -538,6 +543,47 @@ test_interrupted(void)
 	free(text);
 }
 
+/* A host that has memory for so many chunks. */
+static void *
+alloc_some(void *context, size_t size)
+{
+	int *left = context;
+
+	return (*left)-- > 0 ? malloc(size) : NULL;
+}
+
+/* Wherever memory ends, so does the work, and nothing else happens. */
+static void
+test_no_memory(void)
+{
+	char *text = repeat("{\"b\":[", "{\"a\\n\":[1,[\"x\"]],\"a\":2},", 2000,
+						"{}],\"c\":3,\"b\":[]}");
+	ArenaSource source = arena_malloc_source;
+	EngineStatus status = ENGINE_NO_MEMORY;
+	bool ok = true;
+	int left;
+	int chunks;
+
+	source.context = &left;
+	source.alloc = alloc_some;
+	for (chunks = 0; status == ENGINE_NO_MEMORY && chunks < 1000; chunks++)
+	{
+		Arena short_lived;
+		const JsonNode *root;
+
+		left = chunks;
+		arena_init(&short_lived, &source);
+		status = json_parse(text, strlen(text), ENGINE_MAX_DEPTH, &short_lived,
+							&root, NULL);
+		ok &= (root == NULL) == (status == ENGINE_NO_MEMORY) &&
+			  short_lived.failed == (root == NULL);
+		arena_release(&short_lived);
+	}
+	tap_ok(ok && status == ENGINE_OK && chunks > 8,
+		   "memory that ends (%d chunks are enough)", chunks - 1);
+	free(text);
+}
+
 int
 main(void)
 {
@@ -553,5 +599,6 @@ main(void)
 	test_walk();
 	test_cost();
 	test_interrupted();
+	test_no_memory();
 	return tap_done();
 }
