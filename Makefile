@@ -83,8 +83,8 @@ version:
 # SANITIZE=address,undefined builds them with sanitizers.
 ENGINE_CFLAGS = -std=gnu11 -O2 -g -Wall -Wextra -fno-strict-aliasing -D_GNU_SOURCE -Isrc -Isrc/engine \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all) \
-	$(shell $(PKG_CONFIG) --cflags json-c libpcre2-16)
-ENGINE_LIBS = $(shell $(PKG_CONFIG) --libs json-c libpcre2-16) -lm
+	$(shell $(PKG_CONFIG) --cflags libpcre2-16)
+ENGINE_LIBS = $(shell $(PKG_CONFIG) --libs libpcre2-16) -lm
 ENGINE_SOURCES = $(sort $(wildcard src/engine/*.c)) src/events/encoding.c
 ENGINE_OBJS = $(patsubst src/%.c,build/%.o,$(ENGINE_SOURCES))
 ENGINE_HARNESS = $(filter-out $(wildcard test/engine/test_*.c),$(wildcard test/engine/*.c))
@@ -135,10 +135,10 @@ DATA = $(sort $(wildcard sql/absmartly--*.sql))
 EXTENSION_VERSION := $(VERSION)
 
 # The server's headers count as system headers: their warnings are not ours.
-PG_CPPFLAGS = -I$(srcdir)/src -isystem $(includedir_server) $(shell $(PKG_CONFIG) --cflags libcurl json-c libpcre2-16) \
+PG_CPPFLAGS = -I$(srcdir)/src -isystem $(includedir_server) $(shell $(PKG_CONFIG) --cflags libcurl libpcre2-16) \
 	-DABSMARTLY_VERSION='"$(EXTENSION_VERSION)"'
 PG_CFLAGS = -Wextra -Wno-unused-parameter -fno-semantic-interposition -MMD -MP
-SHLIB_LINK = $(shell $(PKG_CONFIG) --libs libcurl json-c libpcre2-16)
+SHLIB_LINK = $(shell $(PKG_CONFIG) --libs libcurl libpcre2-16)
 
 # Export what the server looks up and nothing else (the servers before 16 do not ask for that themselves).
 ifeq ($(shell uname -s),Linux)

@@ -588,7 +588,6 @@ change_slots(const struct dl_phdr_info *info, const ElfW(Rela) * relocations,
 static int
 change_library(struct dl_phdr_info *info, size_t size, void *argument)
 {
-	/* json-c does not survive it: 0.16 uses what strdup() gives unseen */
 	static const char *const libraries[] = {"/absmartly.so", "/libcurl",
 											"/libpcre2-16.so"};
 	const ElfW(Sym) *symbols = NULL;
