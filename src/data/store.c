@@ -15,6 +15,7 @@
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 
+#include "compat.h"
 #include "data/store.h"
 
 /*
@@ -137,8 +138,8 @@ check_interrupts(const StoreHost *host)
 {
 	if (host == NULL)
 		CHECK_FOR_INTERRUPTS();
-	else if (unlikely(ProcDiePending || QueryCancelPending))
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
+	else if (unlikely(compat_must_end()))
+		ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
 						errmsg("interrupted while a value was stored")));
 }
 
@@ -506,7 +507,7 @@ context_interrupted(void *context)
 {
 	if (ProcSignalBarrierPending)
 		ProcessProcSignalBarrier();
-	return ProcDiePending || QueryCancelPending;
+	return compat_must_end();
 }
 
 void

@@ -1106,6 +1106,11 @@ compile(const char *text, size_t length, const char *environment,
 							"%zu bytes",
 							length)));
 			break;
+		case ENGINE_INTERRUPTED:
+			ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
+							errmsg("compiling experiment data was "
+								   "interrupted")));
+			break;
 		case ENGINE_TOO_LARGE:
 			ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 							errmsg("experiment data of %zu bytes is too large",
