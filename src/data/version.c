@@ -1310,13 +1310,15 @@ publish_locally(const DataTarget *target, const char *text, size_t length,
 	*unchanged =
 		previous != NULL && same_data(previous->version, target, text, length);
 	/* reading again what this session wrote itself tells nothing new */
-	if (!*unchanged || source != DATA_FILE)
-	{
-		local_info.source = source;
-		local_info.fetched_at = fetched_at;
-	}
 	if (*unchanged)
+	{
+		if (source != DATA_FILE)
+		{
+			local_info.source = source;
+			local_info.fetched_at = fetched_at;
+		}
 		return previous->version->generation;
+	}
 
 	context = AllocSetContextCreate(CurrentMemoryContext, "absmartly compiler",
 									ALLOCSET_DEFAULT_SIZES);
@@ -1326,6 +1328,8 @@ publish_locally(const DataTarget *target, const char *text, size_t length,
 		held_link(new_local_version(snapshot, size, target), InvalidDsaPointer);
 	local_current->users++;
 	local_current->version->generation = ++local_generation;
+	local_info.source = source;
+	local_info.fetched_at = fetched_at;
 	if (previous != NULL)
 		held_release(previous);
 	MemoryContextDelete(context);
