@@ -218,6 +218,7 @@ static const struct
 	{"session_replication_role", "origin"},
 	/* a page that can't be read is an error, not events that are gone */
 	{"zero_damaged_pages", "off"},
+	{"ignore_checksum_failure", "off"},
 	/* a logger's statements are small */
 	{"jit", "off"}};
 
