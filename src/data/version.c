@@ -242,6 +242,11 @@ release_at_exit(int code, Datum argument)
 	dlist_mutable_iter iter;
 
 	AbortOutOfAnyTransaction();
+	data_pinned_version = NULL;
+	present = &loose;
+	memset(&loose, 0, sizeof(loose));
+	local_current = NULL;
+	dlist_init(&open_queries);
 	dlist_foreach_modify(iter, &held_versions)
 		held_free(dlist_container(Held, node, iter.cur));
 }
@@ -390,16 +395,28 @@ loose_is_good(void)
 }
 
 /*
+ * Whether an error tells of the file itself, which then is not tried again
+ * until it changes.  Any other one, such as the statement's end by its timeout,
+ * may have nothing to do with it.
+ */
+static bool
+error_is_about_file(void)
+{
+	return geterrcode() == ERRCODE_INVALID_JSON_TEXT ||
+		   geterrcode() == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+}
+
+/*
  * Makes the file's data this backend's own, if it has changed since the last
- * look.  A file that can't be used leaves what there was.
+ * look.  Raises, once, if it cannot be compiled.
  */
 static void
 load_local_file(void)
 {
 	uint64 stamp = file_stamp(MyDatabaseId);
+	uint64 before = local_stamp;
 	MemoryContext context;
 	MemoryContext previous;
-	DataFile *file;
 
 	if (stamp == local_stamp)
 		return;
@@ -410,14 +427,22 @@ load_local_file(void)
 	context = AllocSetContextCreate(CurrentMemoryContext, "absmartly file",
 									ALLOCSET_DEFAULT_SIZES);
 	previous = MemoryContextSwitchTo(context);
-	file = file_read(MyDatabaseId);
-	if (file != NULL)
+	PG_TRY();
 	{
+		DataFile *file = file_read(MyDatabaseId);
 		bool unchanged;
 
-		version_publish(NULL, &file->target, file->text, file->length,
-						DATA_FILE, file->fetched_at, &unchanged);
+		if (file != NULL)
+			version_publish(NULL, &file->target, file->text, file->length,
+							DATA_FILE, file->fetched_at, &unchanged);
 	}
+	PG_CATCH();
+	{
+		if (!error_is_about_file())
+			local_stamp = before;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
 }
@@ -429,7 +454,7 @@ load_local_file(void)
  * better.  A file that could not be used is not tried again.
  */
 static DatabaseState *
-load_shared_file(DatabaseState *state)
+load_shared_file(DatabaseState *volatile state)
 {
 	static uint64 tried = 0;
 	MemoryContext context;
@@ -454,31 +479,42 @@ load_shared_file(DatabaseState *state)
 	context = AllocSetContextCreate(CurrentMemoryContext, "absmartly file",
 									ALLOCSET_DEFAULT_SIZES);
 	previous = MemoryContextSwitchTo(context);
-	file = file_read(MyDatabaseId);
-	if (file != NULL && state == NULL)
-		state = shared_database(MyDatabaseId, true);
-	if (file != NULL && state != NULL)
+	PG_TRY();
 	{
-		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-		alone = state->database == MyDatabaseId && state->worker_pid == 0 &&
-				!DsaPointerIsValid(state->current) && !state->suspended;
-		if (alone && !state->target_known)
+		file = file_read(MyDatabaseId);
+		if (file != NULL && state == NULL)
+			state = shared_database(MyDatabaseId, true);
+		if (file != NULL && state != NULL)
 		{
-			state->target = file->target;
-			state->target_known = true;
-			pg_atomic_fetch_add_u32(&state->target_serial, 1);
-		}
-		alone = alone && version_same_target(&state->target, &file->target);
-		LWLockRelease(&state->lock);
-		if (alone)
-		{
-			bool unchanged;
+			LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+			alone = state->database == MyDatabaseId && state->worker_pid == 0 &&
+					!DsaPointerIsValid(state->current) && !state->suspended;
+			if (alone && !state->target_known)
+			{
+				state->target = file->target;
+				state->target_known = true;
+				pg_atomic_fetch_add_u32(&state->target_serial, 1);
+			}
+			alone = alone && version_same_target(&state->target, &file->target);
+			LWLockRelease(&state->lock);
+			if (alone)
+			{
+				bool unchanged;
 
-			(void) keep_publish(state, &file->target, file->text, file->length,
-								DATA_FILE, file->fetched_at, &unchanged);
-			tried = 0;
+				(void) keep_publish(state, &file->target, file->text,
+									file->length, DATA_FILE, file->fetched_at,
+									&unchanged);
+				tried = 0;
+			}
 		}
 	}
+	PG_CATCH();
+	{
+		if (!error_is_about_file())
+			tried = 0;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
 	return state;

@@ -20,6 +20,7 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "data/version.h"
 #include "sql/convert.h"
 #include "sql/jsonb_value.h"
 
@@ -125,6 +126,7 @@ static bool
 call_plain_input(Target *target, char *text, Datum *result)
 {
 	MemoryContext caller = CurrentMemoryContext;
+	uint32 calls = version_calls;
 	volatile bool fits = true;
 
 	PG_TRY();
@@ -137,6 +139,7 @@ call_plain_input(Target *target, char *text, Datum *result)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(caller);
 		FlushErrorState();
+		version_calls = calls;
 		fits = false;
 	}
 	PG_END_TRY();
@@ -256,6 +259,7 @@ call_input_in_parallel(Target *target, char *text, Datum *result)
 	ResourceOwner owner = CurrentResourceOwner;
 	ResourceOwner own = ResourceOwnerCreate(owner, "absmartly value");
 	InputGuard guard = {0};
+	uint32 calls = version_calls;
 	volatile bool fits = true;
 
 	PG_TRY();
@@ -276,6 +280,7 @@ call_input_in_parallel(Target *target, char *text, Datum *result)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(caller);
 		FlushErrorState();
+		version_calls = calls;
 		release_resources(own, false);
 		fits = false;
 	}
