@@ -28,6 +28,7 @@
  * certain that no pointer to them is left: between the statements of the
  * client, and in a function that replaces what its statement sees, unless
  * another function of ours is at work below it on the stack (version_calls).
+ * What such a function calls may go on to VERSIONS_MOST of them.
  *
  * Parallel workers hold for themselves what their leader's statement sees.
  */
@@ -65,6 +66,9 @@
 
 /* so many versions that nobody uses may wait for their transaction's end */
 #define VERSIONS_KEPT 4
+
+/* so many that may still be read by a function further out on the stack */
+#define VERSIONS_MOST 16
 
 /* A version that this process keeps from being freed. */
 typedef struct Held
@@ -251,10 +255,37 @@ release_at_exit(int code, Datum argument)
 		held_free(dlist_container(Held, node, iter.cur));
 }
 
+/*
+ * Code of the user's that a function of ours calls could have us keep any
+ * number of versions, of which none can be let go of before it returns.
+ */
+static void
+held_check_number(void)
+{
+	dlist_iter iter;
+	uint32 unused = 0;
+
+	if (nheld < VERSIONS_MOST)
+		return;
+	dlist_foreach(iter, &held_versions)
+	{
+		if (dlist_container(Held, node, iter.cur)->users == 0)
+			unused++;
+	}
+	if (unused >= VERSIONS_MOST)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("too many versions of the experiments"),
+				 errdetail("Code that a function of absmartly calls, like a "
+						   "cast to json, may use up to %d of them.",
+						   VERSIONS_MOST)));
+}
+
 /* Does beforehand what may fail when something is held. */
 static void
 held_prepare(void)
 {
+	held_check_number();
 	if (!exit_registered)
 	{
 		before_shmem_exit(release_at_exit, (Datum) 0);
