@@ -567,14 +567,29 @@ new_context(const ContextOptions *options)
 	return context;
 }
 
+/* A context in a parallel worker would be gone with it, without a word. */
+static void
+require_own_process(void)
+{
+	if (IsParallelWorker())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("cannot use the session's context in a parallel "
+						"worker"),
+				 errhint("A function that calls absmartly_context_...() must "
+						 "not be PARALLEL SAFE.")));
+}
+
 void
 context_create(const Jsonb *units, const Jsonb *attributes, EngineText data,
 			   const ContextOptions *options)
 {
 	static bool exit_registered = false;
-	Context *context = new_context(options);
+	Context *context;
 	DataHold hold = {0};
 
+	require_own_process();
+	context = new_context(options);
 	if (units != NULL)
 		context_visit_members(context, units, create_unit);
 	if (attributes != NULL)
@@ -608,13 +623,7 @@ context_create(const Jsonb *units, const Jsonb *attributes, EngineText data,
 pg_noreturn static void
 raise_no_context(void)
 {
-	if (IsParallelWorker())
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
-				 errmsg("cannot use the session's context in a parallel "
-						"worker"),
-				 errhint("A function that calls absmartly_context_...() must "
-						 "not be PARALLEL SAFE.")));
+	require_own_process();
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("this session has no ABsmartly context"),

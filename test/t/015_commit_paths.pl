@@ -548,6 +548,15 @@ END $$;
 EOT
 	fails_with($node, "$parallel SELECT absmartly_context_create('{\"user_id\": 1}'); SELECT count(wrongly_safe_context(n)) FROM many", '25000',
 		qr/cannot use the session's context in a parallel worker/, 'the same with a session context');
+	succeed(<<'EOT');
+CREATE FUNCTION wrongly_safe_create(n int) RETURNS int LANGUAGE plpgsql PARALLEL SAFE AS $$
+BEGIN
+	PERFORM absmartly_context_create('{"user_id": 1}');
+	RETURN n;
+END $$;
+EOT
+	fails_with($node, "$parallel SELECT count(wrongly_safe_create(n)) FROM many", '25000',
+		qr/cannot use the session's context in a parallel worker/, 'and with one that it makes');
 };
 
 subtest 'privileges and row security' => sub {
