@@ -22,6 +22,7 @@
 #include "utils/date.h"
 #include "utils/datetime.h"
 #include "utils/fmgroids.h"
+#include "utils/geo_decls.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/multirangetypes.h"
@@ -34,6 +35,10 @@
 #include "sql/recording.h"
 #include "sql/row_json.h"
 #include "sql/text.h"
+
+/* a point of a path takes so many bytes, and six characters or more as text */
+#define POINT_BYTES sizeof(Point)
+#define POINT_CHARACTERS 6
 
 /* what a bit string has besides full bytes: its length, and the last byte */
 #define MAX_BITS_OVERHEAD (sizeof(int32) + 1)
@@ -462,19 +467,39 @@ least_length(const ColumnWriter *writer, Datum value)
 {
 	Size size;
 
-	if (writer->kind != COLUMN_TEXT && writer->kind != COLUMN_JSON &&
-		(writer->kind != COLUMN_OTHER ||
-		 (writer->type != BYTEAOID && writer->type != VARBITOID &&
-		  writer->type != BITOID)))
-		return 0;
+	switch (writer->kind)
+	{
+		case COLUMN_TEXT:
+		case COLUMN_JSON:
+			break;
+		case COLUMN_OTHER:
+			if (writer->type == BYTEAOID || writer->type == XMLOID ||
+				writer->type == VARBITOID || writer->type == BITOID ||
+				writer->type == PATHOID || writer->type == POLYGONOID)
+				break;
+			return 0;
+		default:
+			return 0;
+	}
 	size = toast_raw_datum_size(value) - VARHDRSZ;
-	if (writer->type == VARBITOID || writer->type == BITOID)
-		return size > MAX_BITS_OVERHEAD
-				   ? (size - MAX_BITS_OVERHEAD) * BITS_PER_BYTE
-				   : 0;
-	if (writer->type == BYTEAOID)
-		return size;
-	return text_database_is_utf8() ? size : size / 2;
+	switch (writer->type)
+	{
+		case VARBITOID:
+		case BITOID:
+			return size > MAX_BITS_OVERHEAD
+					   ? (size - MAX_BITS_OVERHEAD) * BITS_PER_BYTE
+					   : 0;
+		case BYTEAOID:
+			return size;
+		case PATHOID:
+		case POLYGONOID:
+			/* what precedes the points takes less than three of them */
+			return size / POINT_BYTES > 3
+					   ? (size / POINT_BYTES - 3) * POINT_CHARACTERS
+					   : 0;
+		default:
+			return text_database_is_utf8() ? size : size / 2;
+	}
 }
 
 /* The text of a type that has no writer of its own. */

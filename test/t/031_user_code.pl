@@ -328,6 +328,7 @@ my %too_large = (
 	'set_attribute'    => "SELECT absmartly_context_set_attribute('a', $digits)",
 	'set_attribute []' => q{SELECT absmartly_context_set_attribute('a', array_fill('1e131071'::numeric, ARRAY[20000]))},
 	'set_attribute {}' => q{SELECT absmartly_context_set_attribute('a', (SELECT range_agg(numrange('1e131071'::numeric + i * 2, '1e131071'::numeric + i * 2 + 1)) FROM generate_series(1, 20) i))},
+	'set_attribute ()' => q{SELECT absmartly_context_set_attribute('a', path(polygon(4000000, '<(0,0),1>'::circle)))},
 	'set_unit'         => q{SELECT absmartly_context_set_unit('a', array_fill('1e131071'::numeric, ARRAY[20000]))});
 
 $session->query(q{SET statement_timeout = '20s'; SELECT absmartly_context_create('{"user_id": 1}');});
@@ -350,6 +351,17 @@ ok(!defined $peak || $peak < 300_000, 'with little memory') || diag("$peak kB");
 $session->query(q{SELECT absmartly_context_set_attribute('exact', 1e300 + 1);});
 is($session->query(q{SELECT length(absmartly_context_get_attribute('exact')::text);}), 301, 'what fits keeps its digits');
 $session->quit;
+
+#
+# Code that goes on to more and more data
+#
+
+my $data_of_its_own = q{SELECT count(absmartly_context_create('{"user_id": 1}', NULL, '{"experiments": []}')) FROM generate_series(1, 100)};
+
+fails_with($node, "$data_of_its_own; SET test.deed = \$a\$DO \$\$BEGIN PERFORM ($data_of_its_own);"
+		. " EXCEPTION WHEN program_limit_exceeded THEN RAISE 'from a deed: %', sqlerrm USING ERRCODE = '54000'; END\$\$\$a\$;"
+		. " SELECT absmartly_context_set_attribute('x', 'a'::trap)",
+	'54000', qr/from a deed: too many versions of the experiments/, 'what a cast may load is bounded');
 
 #
 # A database of another encoding
