@@ -199,7 +199,8 @@ my %hostile = (
 	'role' => 'plain', 'row_security' => 'off', 'session_authorization' => 'plain', 'search_path' => 'hostile', 'session_replication_role' => 'replica',
 	'standard_conforming_strings' => 'off', 'statement_timeout' => 1, 'synchronous_commit' => 'remote_apply', 'temp_buffers' => '800kB',
 	'temp_file_limit' => 0, 'track_activities' => 'off', 'track_counts' => 'off', 'transaction_timeout' => 1, 'vacuum_cost_delay' => 100,
-	'wal_skip_threshold' => 0, 'work_mem' => '64kB', 'xmlbinary' => 'hex', 'zero_damaged_pages' => 'on');
+	'wal_skip_threshold' => 0, 'work_mem' => '64kB', 'xmlbinary' => 'hex', 'zero_damaged_pages' => 'on',
+	'ignore_checksum_failure' => 'on');
 
 sql('CREATE DATABASE hostile');
 create_extension($node, 'hostile');
