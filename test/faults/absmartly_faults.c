@@ -437,7 +437,7 @@ failing_strndup(const char *text, size_t size)
 	return must_fail() ? NULL : strndup(text, size);
 }
 
-static int
+static int pg_attribute_printf(2, 0)
 failing_vasprintf(char **result, const char *format, va_list arguments)
 {
 	if (must_fail())
@@ -541,7 +541,7 @@ static const Change changes[] = {
 	{"strdup", failing_strdup, false},
 	{"__strdup", failing_strdup, false},
 	{"strndup", failing_strndup, false},
-	{"vasprintf", failing_vasprintf, false},
+	{"vasprintf", (void *) failing_vasprintf, false},
 	{"AllocSetContextCreateInternal", failing_context_create, true},
 	{"dsa_allocate_extended", failing_dsa_allocate, true},
 	{"hash_search", failing_hash_search, true},
