@@ -150,6 +150,13 @@ static const char *const ends[] = {"CommitTransactionCommand",
 /* What the server does not survive itself, in a subtransaction. */
 static const char *const fragile[] = {"LockAcquireExtended", NULL};
 
+/* Where newer servers end the session themselves rather than raise. */
+static const char *const deadly[] = {
+#if PG_VERSION_NUM >= 170000
+	"BeginInternalSubTransaction",
+#endif
+	NULL};
+
 static bool
 transaction_is_ending(void)
 {
@@ -230,6 +237,8 @@ judge(void)
 		return false;
 	}
 	if (transaction_is_ending() && has_frame_of(frames, own, ends))
+		return false;
+	if (has_frame_of(frames, own, deadly))
 		return false;
 	if (IsSubTransaction() && has_frame_of(frames, own, fragile))
 		return false;
@@ -438,7 +447,7 @@ failing_strndup(const char *text, size_t size)
 }
 
 static int pg_attribute_printf(2, 0)
-failing_vasprintf(char **result, const char *format, va_list arguments)
+	failing_vasprintf(char **result, const char *format, va_list arguments)
 {
 	if (must_fail())
 	{

@@ -69,7 +69,7 @@ END $$;
 -- labels that are wrong
 CREATE FUNCTION unpin(i int) RETURNS int LANGUAGE plpgsql VOLATILE PARALLEL RESTRICTED
 	AS $$ BEGIN IF i % 7 = 1 THEN PERFORM absmartly_wait_until_ready('0 s'); END IF; RETURN i; END $$;
-CREATE FUNCTION unpin_anywhere(i int) RETURNS int LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+CREATE FUNCTION unpin_anywhere(i int) RETURNS int LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = public
 	AS $$ BEGIN IF i % 7 = 1 THEN PERFORM absmartly_wait_until_ready('0 s'); END IF; RETURN i; END $$;
 CREATE FUNCTION folded(i int) RETURNS bigint LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 	AS $$ BEGIN RETURN look_and_fail(i); EXCEPTION WHEN OTHERS THEN RETURN look(i); END $$;
