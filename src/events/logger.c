@@ -42,6 +42,7 @@
 #include "data/store.h"
 #include "events/logger.h"
 #include "settings.h"
+#include "subtransaction.h"
 
 /* a logger that runs for longer is cancelled: the worker has other work */
 #define LOGGER_TIMEOUT_MS 60000
@@ -323,13 +324,8 @@ survive_failure(const char *event, MemoryContext context, ResourceOwner owner)
 {
 	ErrorData *error;
 
-	/* an error without memory for its copy must not leave these behind */
 	in_logger = false;
-	RollbackAndReleaseCurrentSubTransaction();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	error = CopyErrorData();
-	FlushErrorState();
+	error = subtransaction_undo(context, owner);
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		ReThrowError(error);
 	report_failure(event, error);

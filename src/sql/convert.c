@@ -23,6 +23,7 @@
 #include "data/version.h"
 #include "sql/convert.h"
 #include "sql/jsonb_value.h"
+#include "subtransaction.h"
 
 static TargetKind
 target_kind(Oid base_type)
@@ -165,14 +166,8 @@ call_input_in_subtransaction(Target *target, char *text, Datum *result)
 	}
 	PG_CATCH();
 	{
-		ErrorData *error;
+		ErrorData *error = subtransaction_undo(caller, owner);
 
-		/* an error without memory for its copy must not leave it open */
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(caller);
-		CurrentResourceOwner = owner;
-		error = CopyErrorData();
-		FlushErrorState();
 		if (!error_is_about_value(error->sqlerrcode))
 			ReThrowError(error);
 		FreeErrorData(error);

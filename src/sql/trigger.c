@@ -33,6 +33,7 @@
 #include "sql/recording.h"
 #include "sql/row_json.h"
 #include "sql/text.h"
+#include "subtransaction.h"
 
 /* the trigger's arguments, in their order */
 #define ARGUMENT_GOAL 0
@@ -908,14 +909,8 @@ track_row_or_warn(TrackedRow *row)
 	}
 	PG_CATCH();
 	{
-		ErrorData *error;
+		ErrorData *error = subtransaction_undo(caller, owner);
 
-		/* an error without memory for its copy must not leave it open */
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(caller);
-		CurrentResourceOwner = owner;
-		error = CopyErrorData();
-		FlushErrorState();
 		if (error_ends_transaction(error))
 			ReThrowError(error);
 		warn(row, error);
