@@ -233,7 +233,8 @@ my @faults = (
 	{ delay_ms => TIMEOUT_MS + 500 },
 	{ garbage => 1, accept => 1 },
 	{ html => 1 },
-	{ status => 413, body => 'too large', content_type => 'text/plain' },
+	# of a request of a single event it would be the event's own fault
+	{ status => 413, body => 'too large', content_type => 'text/plain', match => { larger_than => 3000 } },
 );
 
 my %disturb = (
@@ -253,7 +254,8 @@ my %disturb = (
 		return present_worker();
 	},
 	'collector failed' => sub {
-		my $fault = { %{ $faults[ rand @faults ] }, match => { method => 'PUT' }, times => 1 + int rand 3 };
+		my %fault = %{ $faults[ rand @faults ] };
+		my $fault = { %fault, match => { method => 'PUT', %{ $fault{match} // {} } }, times => 1 + int rand 3 };
 		$collector->fault('/v1', $fault);
 		$collector->wait_until(sub { !$collector->faults('/v1') }, 2);
 		return 1;
