@@ -1,7 +1,7 @@
 /*
  * version.h
- *		Versions of the experiments: published by the worker, pinned by
- *		readers for the length of a top-level statement (DESIGN 5).
+ *		Versions of the experiments: which one a statement sees, and how long
+ *		its memory stays (DESIGN 5).
  */
 #ifndef ABSMARTLY_DATA_VERSION_H
 #define ABSMARTLY_DATA_VERSION_H
