@@ -469,7 +469,7 @@ evaluate_in(const Value *haystack, const Value *needle, EvalContext *context,
 		uint32_t index;
 
 		compared_value_init(&compared, needle);
-		for (index = 0; index < count; index++)
+		for (index = 0; index < count && !result->u.boolean; index++)
 		{
 			EvalOutcome outcome;
 			ValueOrder order;
@@ -478,15 +478,17 @@ evaluate_in(const Value *haystack, const Value *needle, EvalContext *context,
 				return EVAL_INTERRUPTED;
 			if (!haystack->u.container.ops->element(haystack, index, &item))
 				break;
+			if (item.kind == VALUE_STRING && needle->kind == VALUE_STRING)
+			{
+				result->u.boolean =
+					texts_equal(item.u.string, needle->u.string, work);
+				continue;
+			}
 			outcome =
 				outcome_of(value_compare_with(&item, &compared, work, &order));
 			if (outcome != EVAL_OK)
 				return outcome;
-			if (order == VALUE_EQUAL)
-			{
-				result->u.boolean = true;
-				break;
-			}
+			result->u.boolean = order == VALUE_EQUAL;
 		}
 	}
 	else if (haystack->kind == VALUE_STRING)

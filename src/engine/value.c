@@ -12,6 +12,9 @@
 /* What an element or a member costs, apart from its length */
 #define ITEM_COST 16
 
+/* So much of a text is compared in what its item costs */
+#define SHORT_TEXT 16
+
 static uint32_t
 json_count(const Value *container)
 {
@@ -207,7 +210,8 @@ value_compare_text(EngineText left, EngineText right, Work *work)
 	unsigned char a;
 	unsigned char b;
 
-	while (at < common)
+	/* most texts differ early, and are short */
+	while (common - at > SHORT_TEXT)
 	{
 		size_t piece = common - at < WORK_PIECE ? common - at : WORK_PIECE;
 
@@ -227,13 +231,6 @@ value_compare_text(EngineText left, EngineText right, Work *work)
 	if (a >= 0xee && b >= 0xee && (a >= 0xf0) != (b >= 0xf0))
 		return a >= 0xf0 ? -1 : 1;
 	return a < b ? -1 : 1;
-}
-
-static bool
-texts_equal(EngineText left, EngineText right, Work *work)
-{
-	return left.length == right.length &&
-		   value_compare_text(left, right, work) == 0;
 }
 
 /*
@@ -556,6 +553,12 @@ value_compare(const Value *left, const Value *right, Work *work,
 	{
 		*order = compare_numbers(left->u.number, right->u.number);
 		return ENGINE_OK;
+	}
+	if (left->kind == VALUE_STRING && right->kind == VALUE_STRING)
+	{
+		*order = (ValueOrder) value_compare_text(left->u.string,
+												 right->u.string, work);
+		return work->stopped ? ENGINE_INTERRUPTED : ENGINE_OK;
 	}
 	compared_value_init(&compared, right);
 	return value_compare_with(left, &compared, work, order);

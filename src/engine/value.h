@@ -126,6 +126,15 @@ extern EngineStatus value_compare_with(const Value *left, ComparedValue *right,
 /* Compares UTF-8 texts in the order of their UTF-16 code units. */
 extern int value_compare_text(EngineText left, EngineText right, Work *work);
 
+/* Whether two texts are the same. */
+static inline bool
+texts_equal(EngineText left, EngineText right, Work *work)
+{
+	return left.length == right.length &&
+		   (left.length == 0 || left.data[0] == right.data[0]) &&
+		   value_compare_text(left, right, work) == 0;
+}
+
 /* Whether needle is a part of haystack. */
 extern bool text_contains(EngineText haystack, EngineText needle, Work *work);
 

@@ -27,9 +27,9 @@
  *
  *	00, 01	long form, positive or negative; the other bits are the digits shown
  *			after the point
- *	10		short form: bit 13 is the sign, bits 0-6 the weight, signed, bits
- *7-12 the digits shown after the point 11		not a number, or infinite: jsonb
- *holds neither
+ *	10		short form: bit 13 is the sign, bits 0-6 the weight, signed; bits
+ *			7-12 are the digits shown after the point
+ *	11		not a number, or infinite: jsonb holds neither
  *
  * Leading and trailing zero digits are not stored; zero has no digits.
  */
