@@ -1156,6 +1156,9 @@ compile(const char *text, size_t length, const char *environment,
 #endif
 	CHECK_FOR_INTERRUPTS();
 
+	/* a parallel worker compiles what its session has been told of */
+	if (IsParallelWorker())
+		result.warnings = NULL;
 	for (const CompileWarning *warning = result.warnings; warning != NULL;
 		 warning = warning->next)
 		ereport(WARNING, (errcode(ERRCODE_DATA_EXCEPTION),

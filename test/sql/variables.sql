@@ -39,7 +39,12 @@ SELECT key, absmartly_peek_variable_value('{"user_id": 1}', key, '"default"'::js
 	absmartly_peek_variable_value('{"user_id": 1}', key, '"default"'::json) AS json
 FROM unnest(ARRAY['text', 'true', 'null', 'integral', 'exponent', 'object', 'array', 'unheard of']) AS key;
 
--- one warning for all that does not fit
+-- one warning for all that does not fit; without shared memory parallel workers would know of none before theirs
+SELECT current_setting('shared_preload_libraries') = 'absmartly' AS preloaded \gset
+\if :preloaded
+\else
+SET max_parallel_workers_per_gather = 0;
+\endif
 SELECT absmartly_peek_variable_value('{"user_id": 1}', 'text', 7) AS int;
 SELECT key, absmartly_peek_variable_value('{"user_id": 1}', key, 7) AS int4,
 	absmartly_peek_variable_value('{"user_id": 1}', key, 7::smallint) AS int2,
