@@ -27,7 +27,7 @@ BEGIN
 		e.historic,
 		CASE WHEN e.event_time BETWEEN now() - interval '1 hour' AND clock_timestamp() THEN 'now' ELSE (e.event_time AT TIME ZONE 'UTC')::text END
 	FROM absmartly_pending_events e WHERE e.created > last AND e.kind = 'goal'
-	ORDER BY e.created, e.record, e.context, e.event_time, e.goal;
+	ORDER BY e.created, e.record, e.context, e.goal, e.event_time;
 END
 $$;
 
