@@ -160,6 +160,9 @@ absmartly.request_timeout = '10h'
 EOT
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'absmartly'\n")
 		if $options{preload} // 1;
+	# a standby may be slow, and checkpoints many
+	$node->append_conf('postgresql.conf', "wal_keep_size = 8GB\n")
+		if $options{streaming};
 	$node->append_conf('postgresql.conf', collector_settings($options{collector}, $options{space}))
 		if $options{collector};
 	$node->append_conf('postgresql.conf', $options{settings}) if $options{settings};
