@@ -346,8 +346,13 @@ for my $name (sort keys %too_large)
 	like($session->{stderr}, qr/ERROR:  54000/, "$name is refused");
 }
 is($session->query('SELECT count(*) FROM tracked_softly WHERE j IS NOT NULL OR n IS NOT NULL OR b IS NOT NULL OR bs IS NOT NULL;'), 4, 'the rows are there');
-my ($peak) = slurp_file("/proc/$pid/status") =~ /^VmHWM:\s+(\d+)/m;
-ok(!defined $peak || $peak < 300_000, 'with little memory') || diag("$peak kB");
+SKIP:
+{
+	skip 'a sanitizer keeps what was freed', 1 if $ENV{ASAN_OPTIONS};
+
+	my ($peak) = slurp_file("/proc/$pid/status") =~ /^VmHWM:\s+(\d+)/m;
+	ok(!defined $peak || $peak < 300_000, 'with little memory') || diag("$peak kB");
+}
 $session->query(q{SELECT absmartly_context_set_attribute('exact', 1e300 + 1);});
 is($session->query(q{SELECT length(absmartly_context_get_attribute('exact')::text);}), 301, 'what fits keeps its digits');
 $session->quit;
