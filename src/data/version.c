@@ -568,12 +568,9 @@ ask_for_worker(void)
 	shared_request_probe(MyDatabaseId);
 }
 
-/*
- * What is in force, held for this transaction; NULL if there is no data.  With
- * a serial, rather that version, if it still is there.
- */
+/* What is in force, held for this transaction; NULL if there is no data. */
 static Held *
-hold_in_force(uint64 serial)
+hold_in_force(void)
 {
 	DatabaseState *state;
 	Held *held = NULL;
@@ -588,18 +585,32 @@ hold_in_force(uint64 serial)
 	else if ((state = load_shared_file(shared_my_database())) == NULL)
 		ask_for_worker();
 	else
-	{
-		if (serial != 0)
-			held = hold_shared(state, serial, NULL);
-		if (held == NULL)
-			held = hold_shared(state, 0, NULL);
-	}
+		held = hold_shared(state, 0, NULL);
 	if (held != NULL)
 		held->transaction = true;
 	return held;
 }
 
-/* A parallel worker sees what its leader's statement sees, all its life. */
+/*
+ * A version that another process holds for as long as we need to hold it, too:
+ * it can't be gone, and any other one would be wrong.
+ */
+static Held *
+hold_of_leader(uint64 serial)
+{
+	DatabaseState *state = shared_my_database();
+	Held *held = state ? hold_shared(state, serial, NULL) : NULL;
+
+	if (held == NULL)
+		elog(ERROR, "parallel worker does not find its leader's experiments");
+	held->transaction = true;
+	return held;
+}
+
+/*
+ * A parallel worker sees what its leader's statement sees, all its life.  Where
+ * the leader runs no query, but builds an index, that is what is in force.
+ */
 static const DataVersion *
 pin_in_parallel_worker(void)
 {
@@ -609,8 +620,10 @@ pin_in_parallel_worker(void)
 	if (shared_available())
 		serial = pg_atomic_read_u64(
 			&shared_slot(parallel_leader_slot_number())->parallel_serial);
-	if (serial != PARALLEL_NO_DATA)
-		held = hold_in_force(serial);
+	if (serial == 0)
+		held = hold_in_force();
+	else if (serial != PARALLEL_NO_DATA)
+		held = hold_of_leader(serial);
 	if (held != NULL)
 		held->users++;
 	data_pinned = true;
@@ -630,13 +643,13 @@ data_pin(void)
 		return pin_in_parallel_worker();
 	if (present != &loose)
 	{
-		statement_decide(present, hold_in_force(0));
+		statement_decide(present, hold_in_force());
 		show_present();
 		return data_pinned_version;
 	}
 	if (!loose_is_good())
 	{
-		Held *held = hold_in_force(0);
+		Held *held = hold_in_force();
 
 		statement_decide(&loose, held);
 		loose_time = GetCurrentStatementStartTimestamp();
@@ -689,7 +702,7 @@ version_hold(DataHold *hold, uint64 *data_round)
 
 	*data_round = 0;
 	if (!shared_available())
-		held = hold_in_force(0);
+		held = hold_in_force();
 	else if ((state = load_shared_file(shared_my_database())) == NULL)
 		ask_for_worker();
 	else if (DsaPointerIsValid(state->current))
@@ -1110,7 +1123,9 @@ version_subtransaction_end(SubXactEvent event, SubTransactionId id,
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
 		version_calls = calls[level];
-		forget_parallel_workers();
+		/* newer servers have subtransactions within a parallel query */
+		if (!IsInParallelMode())
+			forget_parallel_workers();
 	}
 }
 
