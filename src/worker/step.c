@@ -28,7 +28,11 @@ void
 step_clean_up(void)
 {
 	AbortCurrentTransaction();
-	/* as outside of transactions */
+	/*
+	 * What can be left of work outside of transactions.  That has no resource
+	 * owner, so it pins no buffer and waits for no cleanup of one; the lock of
+	 * a buffer's contents is an LWLock like others.
+	 */
 	LWLockReleaseAll();
 	ConditionVariableCancelSleep();
 	AtEOXact_Files(false);
