@@ -195,6 +195,10 @@ $answer = put('a', 'poison');
 is $answer->{status}, 400, 'goal refused';
 ok !exists decode_json($answer->{content})->{errors}[0]{batchIndex}, 'without naming the item';
 is scalar($collector->goals), 5, 'refused goals are not taken in';
+$collector->fault('/v1', {reject_goal => 'poison', error => {subject => undef, eventIndex => 7}, most_errors => 2});
+$answer = put('a', 'poison', 'poison', 'poison');
+is_deeply decode_json($answer->{content})->{errors},
+    [map { {batchIndex => $_, eventIndex => 7, message => 'goal "poison" is refused'} } 1, 2], 'named wrongly, and not all';
 
 # Taken in although the answer gets lost
 $collector->forget;

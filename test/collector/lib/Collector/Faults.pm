@@ -47,6 +47,8 @@ my %FIELD = (
     batchIndex   => 'count',
     reject_goal  => 'string',
     with_index   => 'boolean',
+    error        => 'object',
+    most_errors  => 'count',
 );
 my %MATCH = (
     method      => 'string',
@@ -106,7 +108,7 @@ sub take_fault {
     return undef;
 }
 
-# The errors that a reject_goal fault answers with: one for each goal of that name.
+# The errors that a reject_goal fault answers with: one for each goal of that name, as far as the fault names them.
 sub reject_errors {
     my ($fault, $publish_requests) = @_;
 
@@ -122,7 +124,11 @@ sub reject_errors {
             my %error = (subject => "goals[$event_index].name", message => "goal \"$name\" is refused");
             @error{qw(batchIndex eventIndex)} = ($batch_index, $event_index)
                 if !defined $fault->{with_index} || $fault->{with_index};
+            my $wrong = $fault->{error} || {};
+            $error{$_} = $wrong->{$_} for keys %$wrong;
+            delete @error{grep { !defined $error{$_} } keys %error};
             push @errors, \%error;
+            return \@errors if $fault->{most_errors} && @errors >= $fault->{most_errors};
         }
     }
     return \@errors;
