@@ -134,6 +134,13 @@ extern void outbox_park(const EventOrigin *origin, TimestampTz created,
 						const EventPayload *payload, OutboxStatus status,
 						const char *note);
 
+/* The same for many rows, all of them or none. */
+extern void outbox_park_begin(void);
+extern void outbox_park_row(const EventOrigin *origin, TimestampTz created,
+							const EventPayload *payload, OutboxStatus status,
+							const char *note);
+extern void outbox_park_end(void);
+
 /*
  * Changes heaps and truncates what is empty, where that is worth while.
  * idle: nothing waits.  Gives the milliseconds after which it should be called

@@ -1200,33 +1200,55 @@ outbox_acknowledge(EventRecord **records, int count, bool flush)
 		XLogSetAsyncXactLSN(end);
 }
 
+static Relation parked_rows = NULL;
+
+void
+outbox_park_begin(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	parked_rows = NULL;
+	if (heaps_find())
+		parked_rows = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
+}
+
+void
+outbox_park_row(const EventOrigin *origin, TimestampTz created,
+				const EventPayload *payload, OutboxStatus status,
+				const char *note)
+{
+	HeapRecord record = {.status = status,
+						 .database = MyDatabaseId,
+						 .endpoint = (int64) origin->endpoint,
+						 .created = created,
+						 .origin = origin,
+						 .note = note,
+						 .payload = payload};
+
+	if (parked_rows != NULL)
+		heaps_insert(parked_rows, &record, NULL, NULL);
+}
+
+void
+outbox_park_end(void)
+{
+	if (parked_rows != NULL)
+		relation_close(parked_rows, NoLock);
+	parked_rows = NULL;
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
 void
 outbox_park(const EventOrigin *origin, TimestampTz created,
 			const EventPayload *payload, OutboxStatus status, const char *note)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Relation parked = NULL;
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	if (heaps_find())
-		parked = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
-	if (parked != NULL)
-	{
-		HeapRecord record = {.status = status,
-							 .database = MyDatabaseId,
-							 .endpoint = (int64) origin->endpoint,
-							 .created = created,
-							 .origin = origin,
-							 .note = note,
-							 .payload = payload};
-
-		heaps_insert(parked, &record, NULL, NULL);
-		relation_close(parked, NoLock);
-	}
-	PopActiveSnapshot();
-	CommitTransactionCommand();
+	outbox_park_begin();
+	outbox_park_row(origin, created, payload, status, note);
+	outbox_park_end();
 	MemoryContextSwitchTo(context);
 }
 

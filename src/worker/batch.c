@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "lib/ilist.h"
+#include "miscadmin.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -26,6 +27,7 @@
 #include "worker/batch.h"
 #include "worker/contexts.h"
 #include "worker/render.h"
+#include "worker/source.h"
 
 #define BODY_START "{\"requests\":["
 #define BODY_END "]}"
@@ -33,36 +35,12 @@
 
 #define FIRST_ITEMS 16
 #define FEW_RECORDS 8
-/* of the payloads of dead letters, as long as no event needs more */
-#define LETTER_SIZE ((uint32) 64 * 1024)
+/* of the payload of a dead letter, if its event does not need more */
+#define LETTER_SIZE ((uint32) 4 * 1024)
 /* of records that are set aside */
 #define MAX_ASIDE_BYTES ((Size) 8 * 1024 * 1024)
 /* what one takes beside its payload, about */
 #define RECORD_OVERHEAD ((Size) 128)
-
-/* A record of a source. */
-typedef struct SourceRecord
-{
-	EventRecord *record;
-	bool damaged; /* could not be read to its end */
-	bool repeated; /* it is the one before once more, after a crash */
-} SourceRecord;
-
-struct BatchSource
-{
-	dlist_node node; /* in live, or in done */
-	SourceRecord *records; /* in the order of their events */
-	int nrecords;
-	SourceRecord only; /* if it is just one */
-	const EventOrigin *origin; /* what it is sent under */
-	uint64 context; /* key of the session context; 0: of none */
-	char *header; /* a payload: the context as it is sent; if there is one */
-	uint32 header_length;
-	uint32 undone; /* items, and 1 while it is read */
-	bool settled; /* some of its items are delivered, or refused */
-	bool give_back; /* is to be read again */
-	bool discarded; /* is not to be sent: its context has failed */
-};
 
 /* Records of a session context and an origin that were set aside. */
 typedef struct AsideKey
@@ -97,13 +75,12 @@ typedef struct HeldEntry
 	int32 entry;
 } HeldEntry;
 
-/* An item that the collector has refused for good. */
+/* An event that the collector has refused for good. */
 typedef struct Refused
 {
 	dlist_node node;
 	BatchSource *source;
-	uint32 first_event;
-	uint32 nevents;
+	uint32 number; /* of the event in it */
 	char *words;
 } Refused;
 
@@ -141,9 +118,6 @@ static Decoder header_decoder; /* at the header of the source */
 static HTAB *counts = NULL; /* ContextCount */
 static List *held_entries = NIL; /* HeldEntry */
 
-/* dead letters */
-static Decoder letter_decoder;
-static Decoder letter_header;
 static Encoder encoder;
 
 static HTAB *
@@ -340,6 +314,7 @@ free_source(BatchSource *source)
 		pfree(source->records);
 	if (source->header != NULL)
 		pfree(source->header);
+	bms_free(source->refused);
 	pfree(source);
 }
 
@@ -733,6 +708,7 @@ begin_item(Batch *batch)
 	item->context = reading->context;
 	item->offset = batch->body.len;
 	item->first_event = event_number;
+	item->changed = false;
 	item->exposures = 0;
 	item->goals = 0;
 	batch->has_contexts |= reading->context != 0;
@@ -751,6 +727,7 @@ end_item(Batch *batch)
 		return;
 	render_end(&render);
 	item->length = batch->body.len - item->offset;
+	item->end_event = event_number;
 	item->source->undone++;
 	batch->nitems++;
 	item_open = false;
@@ -1053,12 +1030,88 @@ batch_carve(Batch *batch)
 	return carved;
 }
 
+uint32
+batch_events(const Batch *batch)
+{
+	uint32 events = 0;
+
+	for (int i = batch->first; i < batch->nitems; i++)
+		events += batch->items[i].exposures + batch->items[i].goals;
+	return events;
+}
+
+/*
+ * Writes an item anew, at the end of the batch: as many of its events as that,
+ * and without those that were refused.  It ends after them.
+ */
+static void
+write_item(Batch *batch, BatchItem *item, uint32 most)
+{
+	const BatchSource *source = item->source;
+	uint32 end = item->end_event;
+	uint32 events = 0;
+	SourceWalk walk;
+	bool more;
+
+	item->exposures = 0;
+	item->goals = 0;
+	item->offset = batch->body.len;
+	render.text = &batch->body;
+	source_walk(&walk, source);
+	for (more = source_seek(&walk, item->first_event);
+		 more && walk.number < end && events < most; more = source_next(&walk))
+	{
+		if (bms_is_member((int) walk.number, source->refused))
+			continue;
+		if (events++ == 0)
+			render_begin(&render, walk.context);
+		if (walk.goal != NULL)
+		{
+			item->goals++;
+			render_goal(&render, walk.goal);
+		}
+		else
+		{
+			item->exposures++;
+			render_exposure(&render, walk.exposure);
+		}
+		item->end_event = walk.number + 1;
+	}
+	if (events > 0)
+		render_end(&render);
+	item->length = batch->body.len - item->offset;
+}
+
+/* Takes the second half of the events of a batch's only item from it. */
+static Batch *
+split_item(Batch *batch)
+{
+	Batch *half = batch_create(batch->serial);
+	BatchItem *item = &batch->items[batch->first];
+	uint32 events = batch_events(batch);
+
+	half->origin = batch->origin;
+	half->has_contexts = batch->has_contexts;
+	half->items[0] = *item;
+	half->nitems = 1;
+
+	batch->body.len = START_LENGTH;
+	write_item(batch, item, (events + 1) / 2);
+	half->items[0].first_event = item->end_event;
+	write_item(half, &half->items[0], events);
+	item->source->undone++;
+	return half;
+}
+
 Batch *
 batch_split(Batch *batch)
 {
 	int middle = batch->first + (batch_count(batch) + 1) / 2;
-	Batch *half = move_items(batch, middle, batch->nitems);
+	Batch *half;
 
+	if (batch_count(batch) == 1)
+		return split_item(batch);
+	half = move_items(batch, middle, batch->nitems);
 	batch->nitems = middle;
 	return half;
 }
@@ -1074,49 +1127,98 @@ batch_done(Batch *batch)
 }
 
 void
-batch_refuse(Batch *batch, int item, const char *words)
+batch_list_events(const Batch *batch, int item, BatchList *list)
 {
-	BatchItem *which = &batch->items[item];
-	Refused *entry = MemoryContextAlloc(batch_context, sizeof(Refused));
+	const BatchItem *which = &batch->items[item];
+	SourceWalk walk;
+	bool more;
 
-	entry->source = which->source;
-	entry->first_event = which->first_event;
-	entry->nevents = which->exposures + which->goals;
-	entry->words = MemoryContextStrdup(batch_context, words);
-	dlist_push_tail(&refused, &entry->node);
-	which->source->settled = true;
-	which->source = NULL;
+	list->nexposures = 0;
+	list->ngoals = 0;
+	list->exposures = palloc(which->exposures * sizeof(uint32));
+	list->goals = palloc(which->goals * sizeof(uint32));
+	source_walk(&walk, which->source);
+	for (more = source_seek(&walk, which->first_event);
+		 more && walk.number < which->end_event; more = source_next(&walk))
+	{
+		if (bms_is_member((int) walk.number, which->source->refused))
+			continue;
+		if (walk.goal != NULL && list->ngoals < which->goals)
+			list->goals[list->ngoals++] = walk.number;
+		else if (walk.goal == NULL && list->nexposures < which->exposures)
+			list->exposures[list->nexposures++] = walk.number;
+	}
 }
 
 bool
-batch_is_refused(const Batch *batch, int item)
+batch_refuse(Batch *batch, int item, uint32 number, bool goal,
+			 const char *words)
 {
-	return batch->items[item].source == NULL;
+	BatchItem *which = &batch->items[item];
+	BatchSource *source = which->source;
+	MemoryContext caller;
+	Refused *entry;
+
+	if (bms_is_member((int) number, source->refused))
+		return false;
+	caller = MemoryContextSwitchTo(batch_context);
+	entry = palloc(sizeof(Refused));
+	entry->source = source;
+	entry->number = number;
+	entry->words = pstrdup(words);
+	source->refused = bms_add_member(source->refused, (int) number);
+	MemoryContextSwitchTo(caller);
+
+	dlist_push_tail(&refused, &entry->node);
+	source->undone++;
+	source->settled = true;
+	if (goal)
+		which->goals--;
+	else
+		which->exposures--;
+	which->changed = true;
+	return true;
 }
 
 void
 batch_compact(Batch *batch)
 {
-	uint32 offset = START_LENGTH;
+	StringInfoData before = batch->body;
+	MemoryContext caller = MemoryContextSwitchTo(batch->context);
 	int kept = 0;
 
+	initStringInfo(&batch->body);
+	MemoryContextSwitchTo(caller);
+	appendStringInfoString(&batch->body, BODY_START);
 	for (int i = batch->first; i < batch->nitems; i++)
 	{
-		BatchItem item = batch->items[i];
+		BatchItem *item = &batch->items[i];
 
-		if (item.source == NULL)
+		if (item->source == NULL)
 			continue;
+		if (item->exposures + item->goals == 0)
+		{
+			finish_one(item->source);
+			continue;
+		}
 		if (kept > 0)
-			batch->body.data[offset++] = ',';
-		memmove(batch->body.data + offset, batch->body.data + item.offset,
-				item.length);
-		item.offset = offset;
-		offset += item.length;
-		batch->items[kept++] = item;
+			appendStringInfoChar(&batch->body, ',');
+		if (item->changed)
+			write_item(batch, item, PG_UINT32_MAX);
+		else
+		{
+			int offset = batch->body.len;
+
+			appendBinaryStringInfo(&batch->body, before.data + item->offset,
+								   (int) item->length);
+			item->offset = offset;
+		}
+		item->changed = false;
+		batch->items[kept++] = *item;
 	}
 	batch->first = 0;
 	batch->nitems = kept;
-	batch->body.len = (int) offset;
+	pfree(before.data);
 }
 
 void
@@ -1133,6 +1235,9 @@ batch_drop_held(Batch *batch)
 		const EventRecord *last;
 
 		if (item->context == 0 || source->settled)
+			continue;
+		/* some of it is elsewhere, and may be on its way */
+		if (source->undone > 1)
 			continue;
 		last = source->records[source->nrecords - 1].record;
 		if (!contexts_hold(item->context, last->payload.sequence))
@@ -1160,103 +1265,69 @@ batch_have_refused(void)
 }
 
 /*
- * Keeps what was encoded, if anything was.  A dead letter is of no session
- * context: its events are pending no more.
+ * Makes a dead letter of the event that a walk is at.  It is of no session
+ * context: its event is pending no more.
  */
 static void
-park_encoded(const Refused *letter)
+park_event(const SourceWalk *walk, const char *words)
 {
-	const EventRecord *record = letter->source->records[0].record;
-	EventPayload payload = {.data = encoder.data,
-							.length = encoder.at.length,
-							.contexts = encoder.at.contexts,
-							.exposures = encoder.at.exposures,
-							.goals = encoder.at.goals};
+	const EventRecord *record = walk->source->records[walk->record].record;
+	size_t bound = walk->goal != NULL
+					   ? encoder_goal_bound(walk->context, walk->goal)
+					   : encoder_exposure_bound(walk->context, walk->exposure);
+	uint32 capacity = (uint32) Max(bound, LETTER_SIZE);
+	char *data = palloc(capacity);
+	EventPayload payload;
 
-	if (payload.exposures + payload.goals > 0)
-		outbox_park(record->origin, record->created, &payload, OUTBOX_DEAD,
-					letter->words);
-}
-
-static bool
-encode_event(EventKind kind, const EventContext *context)
-{
-	return kind == EVENT_GOAL
-			   ? encoder_add_goal(&encoder, context, &letter_decoder.goal)
-			   : encoder_add_exposure(&encoder, context,
-									  &letter_decoder.exposure);
-}
-
-/* Encodes the event that the decoder is at; what there was is kept before. */
-static void
-encode_letter(const Refused *letter, EventKind kind,
-			  const EventContext *context)
-{
-	size_t bound;
-
-	if (encode_event(kind, context))
-		return;
-	park_encoded(letter);
-	bound = kind == EVENT_GOAL
-				? encoder_goal_bound(context, &letter_decoder.goal)
-				: encoder_exposure_bound(context, &letter_decoder.exposure);
-	if (bound > encoder.capacity)
-		encoder_begin(&encoder, repalloc(encoder.data, bound), (uint32) bound);
-	else
-		encoder_begin(&encoder, encoder.data, encoder.capacity);
-	if (!encode_event(kind, context))
+	encoder_begin(&encoder, data, capacity);
+	if (!(walk->goal != NULL
+			  ? encoder_add_goal(&encoder, walk->context, walk->goal)
+			  : encoder_add_exposure(&encoder, walk->context, walk->exposure)))
 		elog(ERROR, "could not encode an event for the dead letters");
+	payload = (EventPayload){.data = data,
+							 .length = encoder.at.length,
+							 .contexts = encoder.at.contexts,
+							 .exposures = encoder.at.exposures,
+							 .goals = encoder.at.goals};
+	outbox_park_row(record->origin, record->created, &payload, OUTBOX_DEAD,
+					words);
+	pfree(data);
 }
 
-/* Makes dead letters of an item's events, which are in its records still. */
+/*
+ * Makes dead letters, a row of each.  The events are in their records still,
+ * and come in their order as a rule, so that one walk finds those of a source.
+ */
 static void
-park_letter(const Refused *letter)
+park_letters(void)
 {
-	const BatchSource *source = letter->source;
-	const EventContext *context = &letter_decoder.context;
-	uint32 end = letter->first_event + letter->nevents;
-	uint32 number = 0;
+	SourceWalk walk = {NULL};
+	dlist_iter iter;
 
-	if (source->header != NULL)
+	outbox_park_begin();
+	dlist_foreach(iter, &refused)
 	{
-		/* as they were sent; what is being read has its own header */
-		(void) decoder_begin(&letter_header, source->header,
-							 source->header_length);
-		(void) decoder_next(&letter_header);
-		context = &letter_header.context;
-	}
-	encoder_begin(&encoder, palloc(LETTER_SIZE), LETTER_SIZE);
-	for (int i = 0; i < source->nrecords && number < end; i++)
-	{
-		const EventPayload *payload = &source->records[i].record->payload;
+		const Refused *letter = dlist_container(Refused, node, iter.cur);
 
-		if (source->records[i].repeated ||
-			!decoder_begin(&letter_decoder, payload->data, payload->length))
-			continue;
-		while (number < end)
-		{
-			EventKind kind = decoder_next(&letter_decoder);
-
-			if (kind == EVENT_END || kind == EVENT_MALFORMED)
-				break;
-			if (kind != EVENT_CONTEXT && number++ >= letter->first_event)
-				encode_letter(letter, kind, context);
-		}
+		CHECK_FOR_INTERRUPTS();
+		if (walk.source != letter->source || walk.next > letter->number)
+			source_walk(&walk, letter->source);
+		if (source_seek(&walk, letter->number))
+			park_event(&walk, letter->words);
 	}
-	park_encoded(letter);
-	pfree(encoder.data);
+	outbox_park_end();
 }
 
 void
 batch_park_refused(void)
 {
+	/* a standby has no place for them */
+	if (!in_recovery)
+		park_letters();
 	while (!dlist_is_empty(&refused))
 	{
 		Refused *letter = dlist_head_element(Refused, node, &refused);
 
-		/* a standby has no place for them */
-		if (!in_recovery)
-			park_letter(letter);
 		dlist_delete(&letter->node);
 		finish_one(letter->source);
 		pfree(letter->words);

@@ -21,7 +21,7 @@
 #include "events/record.h"
 #include "worker/collector.h"
 
-/* A record whose items are being delivered, or the records of a context. */
+/* What items are made of: source.h. */
 typedef struct BatchSource BatchSource;
 
 /* One publish request. */
@@ -32,6 +32,8 @@ typedef struct BatchItem
 	uint32 offset; /* in the batch's body */
 	uint32 length;
 	uint32 first_event; /* number of its first event in the source */
+	uint32 end_event; /* of the one after its last */
+	bool changed; /* its text has events that were refused */
 	uint32 exposures;
 	uint32 goals;
 } BatchItem;
@@ -55,6 +57,7 @@ typedef struct Batch
 	int attempts; /* made in this round */
 	int rounds; /* that have failed */
 	int failed_rounds; /* of these, while others did not fail */
+	int blamed; /* answers that have named events of it */
 	bool tried; /* whether the rest is valid */
 	bool reported; /* that it fails while others don't */
 	uint64 successes_before; /* others' when it was first tried */
@@ -102,25 +105,43 @@ extern const char *batch_body(Batch *batch, size_t *length);
 /* The text of an item. */
 extern const char *batch_item_text(const Batch *batch, int item);
 
-/* A new batch of the first item, or of the second half. */
+/* How many events are left in it. */
+extern uint32 batch_events(const Batch *batch);
+
+/*
+ * A new batch of the first item, or of the second half: of the items, or of the
+ * only item's events, of which there must be more than one.
+ */
 extern Batch *batch_carve(Batch *batch);
 extern Batch *batch_split(Batch *batch);
 
 /* All items that are left are delivered. */
 extern void batch_done(Batch *batch);
 
-/*
- * An item is refused for good, with these words.  batch_compact() takes what
- * was refused out of the batch, before that is used again.
+/* The numbers of an item's events, in the order in which its lists have them.
  */
-extern void batch_refuse(Batch *batch, int item, const char *words);
-extern bool batch_is_refused(const Batch *batch, int item);
+typedef struct BatchList
+{
+	uint32 nexposures;
+	uint32 *exposures;
+	uint32 ngoals;
+	uint32 *goals;
+} BatchList;
+extern void batch_list_events(const Batch *batch, int item, BatchList *list);
+
+/*
+ * An event of an item is refused for good, with these words; false if it was
+ * before.  batch_compact() takes what was refused out of the batch, before that
+ * is used again.
+ */
+extern bool batch_refuse(Batch *batch, int item, uint32 number, bool goal,
+						 const char *words);
 extern void batch_compact(Batch *batch);
 
 /*
  * Takes items out of the batch whose session contexts hold them (again), and
  * gives their records back.  Some of what is left may be held nevertheless: the
- * rest of what has been delivered in part.
+ * rest of what has been delivered in part, or is in several batches.
  */
 extern void batch_drop_held(Batch *batch);
 
@@ -134,8 +155,9 @@ extern bool batch_has_context(uint64 context);
 extern bool batch_has_undone(uint64 context);
 
 /*
- * Keeps what was refused as dead letters; acknowledges the records all of
- * whose items are done.  May raise, and may be called again then.
+ * Keeps what was refused as dead letters, each event by itself; acknowledges
+ * the records all of whose items are done.  May raise, and may be called again
+ * then.
  */
 extern bool batch_have_refused(void);
 extern void batch_park_refused(void);

@@ -301,6 +301,21 @@ collector_judge(const HttpAnswer *answer, const CollectorKey *key,
 }
 
 void
+collector_disown(const HttpAnswer *answer, const CollectorKey *key,
+				 Failure *failure)
+{
+	char *text = collector_quote(key, answer->body);
+
+	failure->kind.result = ATTEMPT_FAULT;
+	failure->error = store_message(
+		psprintf("the collector answered with status %d, and not as a "
+				 "collector does%s%s%s",
+				 answer->status, text[0] ? ": \"" : "", text,
+				 text[0] ? "\"" : ""),
+		CurrentMemoryContext);
+}
+
+void
 collector_pause(CollectorPause *pause, TimestampTz from, int64 pause_ms)
 {
 	pause->until = TimestampTzPlusMilliseconds(from, pause_ms);

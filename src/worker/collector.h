@@ -83,6 +83,10 @@ extern HttpRequest *collector_start(HttpClient *client,
 extern AttemptResult collector_judge(const HttpAnswer *answer,
 									 const CollectorKey *key, Failure *failure);
 
+/* Says of an answer that looked good that it is not the collector's. */
+extern void collector_disown(const HttpAnswer *answer, const CollectorKey *key,
+							 Failure *failure);
+
 /*
  * A copy of text without the key.  cut says that the text may end in the
  * middle of it.

@@ -41,8 +41,10 @@
 #include "worker/worker.h"
 
 #define MAX_ANSWER ((size_t) 1024 * 1024)
-/* below that a request is not made smaller because of a 413 */
+/* below that batches are not made smaller because of a 413, but halved */
 #define LEAST_BATCH_BYTES ((size_t) 16 * 1024)
+/* how long batches stay small, before larger ones are tried again */
+#define SMALL_MS 60000
 /* a pass without being told of events, for what nobody tells */
 #define FALLBACK_MS 300000
 /* marks of delivered records get to disk at least that often, when busy */
@@ -80,6 +82,7 @@ static bool pass_wanted = false;
 static CollectorPause fallback;
 static CollectorPause read_pause;
 static size_t batch_bytes; /* at which a batch is full */
+static CollectorPause small_pause; /* before that grows again */
 
 /* what the collector thinks of it */
 static CollectorPause pause_all;
@@ -233,6 +236,7 @@ halve(Batch *batch)
 	Batch *half = batch_split(batch);
 
 	batch->attempts = 0;
+	half->blamed = batch->blamed;
 	half->tried = batch->tried;
 	half->successes_before = batch->successes_before;
 	half->rounds = batch->rounds;
@@ -321,7 +325,8 @@ fail_round(DatabaseState *state, Batch *batch, const Failure *failure,
 		reported_kind = failure->kind;
 	}
 	tell_failure(state, batch, alone, failure->error);
-	if (alone && batch->failed_rounds >= ROUNDS_ALONE && batch_count(batch) > 1)
+	if (alone && batch->failed_rounds >= ROUNDS_ALONE &&
+		batch_events(batch) > 1)
 	{
 		take_out(batch);
 		halve(batch);
@@ -761,18 +766,29 @@ count_events(const Batch *batch, int64 *exposures, int64 *goals)
 	}
 }
 
+/*
+ * Batches are small for a while after a 413, then twice as large, and so on:
+ * what is too large is not tried all the time.
+ */
 static void
-succeed(DatabaseState *state, Batch *batch, const HttpAnswer *answer)
+grow_batches(void)
+{
+	size_t most = (size_t) settings_batch_bytes * 1024;
+
+	if (batch_bytes >= most || collector_pause_left(&small_pause) > 0)
+		return;
+	batch_bytes = Min(most, batch_bytes * 2);
+	pause_for(&small_pause, SMALL_MS);
+}
+
+static void
+succeed(DatabaseState *state, Batch *batch, const Response *response)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	size_t most = (size_t) settings_batch_bytes * 1024;
-	Response response;
+	int remarks = response->nwarnings + response->nerrors;
 	int64 exposures;
 	int64 goals;
-	int remarks;
 
-	response_parse(&response, answer->body, answer->body_length, &batch->key);
-	remarks = response.nwarnings + response.nerrors;
 	count_events(batch, &exposures, &goals);
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	state->publish.exposures_sent += exposures;
@@ -784,8 +800,8 @@ succeed(DatabaseState *state, Batch *batch, const HttpAnswer *answer)
 	{
 		/* an error in a good answer stops nothing, either */
 		char *remark =
-			store_message(response.first_warning ? response.first_warning
-												 : response.errors[0].text,
+			store_message(response->first_warning ? response->first_warning
+												  : response->errors[0].text,
 						  CurrentMemoryContext);
 
 		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
@@ -808,7 +824,7 @@ succeed(DatabaseState *state, Batch *batch, const HttpAnswer *answer)
 	successes++;
 	unflushed++;
 	events_delivered += exposures + goals;
-	batch_bytes = Min(most, batch_bytes + batch_bytes / 64);
+	grow_batches();
 
 	batch_done(batch);
 	collector_forget_key(&batch->key);
@@ -842,11 +858,30 @@ shrink(DatabaseState *state, Batch *batch, const HttpAnswer *answer, bool html)
 	size_t length;
 
 	(void) batch_body(batch, &length);
-	batch_bytes = Max(Min(batch_bytes, length) / 2, LEAST_BATCH_BYTES);
-	if (batch_count(batch) > 1)
+	batch_bytes = Max(Min(batch_bytes, length / 2), LEAST_BATCH_BYTES);
+	pause_for(&small_pause, SMALL_MS);
+	if (batch_events(batch) > 1)
 		halve(batch);
 	else
 		blame(state, batch, answer, html);
+}
+
+/*
+ * Whether an answer says that the request was taken: what answers so may be a
+ * portal, or a proxy.  That there is no body is part of status 204.
+ */
+static bool
+is_taken(const Batch *batch, const HttpAnswer *answer, Response *response,
+		 Failure *failure)
+{
+	if (collector_judge(answer, &batch->key, failure) != ATTEMPT_GOOD)
+		return false;
+	if (response_parse(response, answer->body, answer->body_length,
+					   &batch->key) ||
+		(answer->status == 204 && answer->body_length == 0))
+		return true;
+	collector_disown(answer, &batch->key, failure);
+	return false;
 }
 
 static bool
@@ -863,6 +898,7 @@ publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 	int status = answer->status;
 	bool complete =
 		answer->outcome == HTTP_ANSWERED || answer->outcome == HTTP_TOO_LARGE;
+	Response response;
 	Failure failure;
 
 	Assert(batch->request == request);
@@ -875,11 +911,8 @@ publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 	state->publish.latency_total_ms += answer->elapsed_ms;
 	LWLockRelease(&state->lock);
 
-	(void) collector_judge(answer, &batch->key, &failure);
-	if (failure.kind.result == ATTEMPT_GOOD ||
-		(answer->outcome == HTTP_TOO_LARGE && !failure.kind.html &&
-		 status >= 200 && status < 300))
-		succeed(state, batch, answer);
+	if (is_taken(batch, answer, &response, &failure))
+		succeed(state, batch, &response);
 	else if (complete && status == 413)
 		shrink(state, batch, answer, failure.kind.html);
 	else if (complete && !failure.kind.html && (status == 400 || status == 422))

@@ -10,9 +10,10 @@
 #include "worker/batch.h"
 
 /*
- * The collector blames events of a batch: refuses those items that it names,
- * or the only one that there is.  False if that was none: it is to be found by
- * sending less at a time.
+ * The collector blames events of a batch: refuses those that it names, or the
+ * only one that there is.  False if that was none, or if the collector names
+ * events again and again: the guilty one is to be found by sending less at a
+ * time.
  */
 extern bool refused_blame(DatabaseState *state, Batch *batch,
 						  const HttpAnswer *answer, bool html);

@@ -14,14 +14,69 @@
 #define MAX_TEXT 200 /* bytes of a message that are kept */
 
 static int
-index_of(const JsonNode *message)
+index_of(const JsonNode *message, const char *name)
 {
-	const JsonNode *index = json_get(message, "batchIndex");
+	const JsonNode *index = json_get(message, name);
 
 	if (index == NULL || index->kind != JSON_NUMBER || index->number < 0 ||
-		index->number > PG_INT16_MAX || index->number != (int) index->number)
+		index->number > PG_INT32_MAX || index->number != (int) index->number)
 		return -1;
 	return (int) index->number;
+}
+
+static bool
+is_word(const char *word, size_t length, const char *plural)
+{
+	size_t whole = strlen(plural);
+
+	return (length == whole || length == whole - 1) &&
+		   memcmp(word, plural, length) == 0;
+}
+
+/*
+ * What a subject like "goals[1].name" is about; the index is -1 if it has none.
+ */
+static ResponsePart
+read_subject(const char *subject, size_t length, int *index)
+{
+	static const char letters[] =
+		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+	const char *at = pnstrdup(subject, length);
+	ResponsePart part = RESPONSE_UNKNOWN;
+
+	*index = -1;
+	while (part == RESPONSE_UNKNOWN && *(at += strcspn(at, letters)) != '\0')
+	{
+		size_t word = strspn(at, letters);
+
+		if (is_word(at, word, "exposures"))
+			part = RESPONSE_EXPOSURES;
+		else if (is_word(at, word, "goals"))
+			part = RESPONSE_GOALS;
+		else if (is_word(at, word, "units") || is_word(at, word, "attributes"))
+			part = RESPONSE_SHARED;
+		at += word;
+	}
+	at += strspn(at, "[./ ");
+	if (part != RESPONSE_UNKNOWN && *at >= '0' && *at <= '9')
+		*index = (int) Min(strtoul(at, NULL, 10), PG_INT32_MAX);
+	return part;
+}
+
+static void
+read_place(const JsonNode *node, ResponseMessage *message)
+{
+	const JsonNode *subject = json_get(node, "subject");
+	int index = -1;
+
+	message->batch_index = index_of(node, "batchIndex");
+	message->event_index = index_of(node, "eventIndex");
+	message->part = RESPONSE_UNKNOWN;
+	if (subject != NULL && subject->kind == JSON_STRING)
+		message->part =
+			read_subject(json_text(subject), subject->count, &index);
+	if (index >= 0)
+		message->event_index = index;
 }
 
 /* "subject: message", fit to be shown to people. */
@@ -66,32 +121,32 @@ take_messages(const JsonNode *list, const CollectorKey *key,
 	{
 		const JsonNode *message = json_element(list, i);
 
-		(*messages)[i].batch_index = index_of(message);
+		read_place(message, &(*messages)[i]);
 		(*messages)[i].text = text_of(message, key);
 	}
 	return (int) list->count;
 }
 
-void
+bool
 response_parse(Response *response, const char *body, size_t length,
 			   const CollectorKey *key)
 {
 	ArenaSource source;
 	Arena arena;
 	const JsonNode *root;
+	const JsonNode *ok;
 	ResponseMessage *warnings;
+	bool is_response = false;
 
 	memset(response, 0, sizeof(*response));
-	/* nearly all answers only say that all is well */
-	if (strstr(body, "\"warnings\"") == NULL &&
-		strstr(body, "\"errors\"") == NULL)
-		return;
-
 	store_arena_source(&source, CurrentMemoryContext);
 	arena_init(&arena, &source);
 	if (json_parse(body, length, ENGINE_MAX_DEPTH, &arena, &root, NULL) ==
 		ENGINE_OK)
 	{
+		ok = json_get(root, "ok");
+		is_response =
+			ok != NULL && (ok->kind == JSON_TRUE || ok->kind == JSON_FALSE);
 		response->nwarnings =
 			take_messages(json_get(root, "warnings"), key, &warnings);
 		if (response->nwarnings > 0)
@@ -100,4 +155,5 @@ response_parse(Response *response, const char *body, size_t length,
 			take_messages(json_get(root, "errors"), key, &response->errors);
 	}
 	arena_release(&arena);
+	return is_response;
 }

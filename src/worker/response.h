@@ -9,10 +9,21 @@
 
 #include "worker/collector.h"
 
+/* The part of a publish request that a remark is about. */
+typedef enum ResponsePart
+{
+	RESPONSE_UNKNOWN,
+	RESPONSE_EXPOSURES,
+	RESPONSE_GOALS,
+	RESPONSE_SHARED /* units or attributes: all events have them */
+} ResponsePart;
+
 /* One of the collector's remarks. */
 typedef struct ResponseMessage
 {
 	int batch_index; /* which request of a batch it is about; -1: not said */
+	ResponsePart part;
+	int event_index; /* which element of that part; -1: not said */
 	char *text; /* UTF-8, without the key and control characters */
 } ResponseMessage;
 
@@ -26,9 +37,9 @@ typedef struct Response
 
 /*
  * Reads a publish response; what can't be read of it is left out.  All is in
- * the current memory context.
+ * the current memory context.  False if it is none.
  */
-extern void response_parse(Response *response, const char *body, size_t length,
+extern bool response_parse(Response *response, const char *body, size_t length,
 						   const CollectorKey *key);
 
 #endif /* ABSMARTLY_WORKER_RESPONSE_H */

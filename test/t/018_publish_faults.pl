@@ -517,23 +517,24 @@ subtest 'status 422' => sub {
 	accounts();
 };
 
-subtest 'a request that is refused brings all its events to the dead letters' => sub {
+subtest 'a dead letter is sent again as it was' => sub {
 	$collector->forget;
 	put_fault(reject_goal => 'one of three');
 	sql(q{BEGIN; SELECT absmartly_treatment('{"user_id": 1}', 'exp', '{"a": 1}', exposed_at => '2024-02-29'),
 		absmartly_track('{"user_id": 1}', 'one of three', '{"n": 1.50}', '2024-02-29', '{"a": 1}'),
 		absmartly_track('{"user_id": 1}', 'another', NULL, '2024-02-29', '{"a": 1}'); COMMIT});
-	is(publish(), '0', 'none of them is delivered');
-	is(sql(q{SELECT count(*), count(DISTINCT record), count(*) FILTER (WHERE kind = 'exposure') FROM absmartly_dead_letters}), '3|1|1',
-		'they stay together');
+	is(publish(), '2', 'the others are delivered');
+	is(sql(q{SELECT count(*), count(DISTINCT record), min(goal) FROM absmartly_dead_letters}), '1|1|one of three', 'it is alone');
 	my ($first) = map { $_->{json} } puts();
 	$collector->clear_faults('/v1');
 	$collector->forget;
 	$requeued += sql('SELECT absmartly_requeue()');
-	publish_rest(3, 'and can be sent');
+	publish_rest(1, 'and can be sent');
 	my ($second) = map { $_->{json} } puts();
 	delete $_->{publishedAt} for $first, $second;
-	is_deeply($second, $first, 'as they were');
+	delete $first->{exposures};
+	$first->{goals} = [ grep { $_->{name} eq 'one of three' } @{ $first->{goals} } ];
+	is_deeply($second, $first, 'as it was');
 	accounts();
 };
 
@@ -554,10 +555,7 @@ subtest 'remarks in good answers' => sub {
 	put_fault(status => 204, accept => 1, times => 1);
 	track('odd', 5, 11);
 	is(publish(), '5', 'an answer without a body is a good one');
-	put_fault(status => 200, accept => 1, times => 1, body => '{"ok":tr', content_type => 'application/json');
-	track('odd', 5, 16);
-	is(publish(), '5', 'and so is one that can not be read');
-	arrived_once('odd', 20, 'nothing is sent twice');
+	arrived_once('odd', 15, 'nothing is sent twice');
 	is(stat_of($node, 'dead_letters'), '0', 'and nothing refused');
 	accounts();
 };

@@ -1,0 +1,78 @@
+/*
+ * source.c
+ *		Sources: the records whose events are being delivered.
+ */
+#include "postgres.h"
+
+#include "worker/source.h"
+
+static Decoder decoder;
+static Decoder header_decoder;
+
+void
+source_walk(SourceWalk *walk, const BatchSource *source)
+{
+	*walk = (SourceWalk){.source = source, .record = -1};
+	walk->context = &decoder.context;
+	if (source->header != NULL)
+	{
+		(void) decoder_begin(&header_decoder, source->header,
+							 source->header_length);
+		(void) decoder_next(&header_decoder);
+		walk->context = &header_decoder.context;
+	}
+}
+
+/* Goes to the next record that can be read; false at the source's end. */
+static bool
+open_record(SourceWalk *walk)
+{
+	while (!walk->open && ++walk->record < walk->source->nrecords)
+	{
+		const SourceRecord *record = &walk->source->records[walk->record];
+		const EventPayload *payload = &record->record->payload;
+
+		walk->open = !record->repeated &&
+					 decoder_begin(&decoder, payload->data, payload->length);
+	}
+	return walk->open;
+}
+
+bool
+source_next(SourceWalk *walk)
+{
+	while (open_record(walk))
+	{
+		switch (decoder_next(&decoder))
+		{
+			case EVENT_CONTEXT:
+				break;
+			case EVENT_EXPOSURE:
+				walk->number = walk->next++;
+				walk->exposure = &decoder.exposure;
+				walk->goal = NULL;
+				return true;
+			case EVENT_GOAL:
+				walk->number = walk->next++;
+				walk->exposure = NULL;
+				walk->goal = &decoder.goal;
+				return true;
+			case EVENT_END:
+			case EVENT_MALFORMED:
+				walk->open = false;
+				break;
+		}
+	}
+	return false;
+}
+
+bool
+source_seek(SourceWalk *walk, uint32 number)
+{
+	do
+	{
+		if (!source_next(walk))
+			return false;
+	} while (walk->number < number);
+	return true;
+}
