@@ -1,10 +1,11 @@
 /*
  * file.c
- *		The last known good answer, kept in a file of the data directory.
+ *		What is kept of a database in files of the data directory: the last
+ *		known good answer, and which endpoints were this server's.
  *
- * The file starts with a header of fixed size; the target's strings and the
- * answer follow as they are.  It belongs to the data directory, so that base
- * backups and pg_rewind carry it along.
+ * The file of the answer starts with a header of fixed size; the target's
+ * strings and the answer follow as they are.  The files belong to the data
+ * directory, so that base backups and pg_rewind carry them along.
  */
 #include "postgres.h"
 
@@ -23,6 +24,9 @@
 #define FILE_DIRECTORY "absmartly"
 #define FILE_MAGIC 0x41425344 /* "ABSD" */
 #define FILE_VERSION 1
+#define ENDPOINTS_SUFFIX ".endpoints"
+#define ENDPOINTS_MAGIC 0x41425345
+#define ENDPOINTS_VERSION 1
 
 /* a larger one was not written by us: answers are bounded to 64 MB */
 #define FILE_MAX_TEXT ((uint64) 256 * 1024 * 1024)
@@ -36,6 +40,14 @@ typedef struct FileHeader
 	uint64 length; /* of the text, which follows the header */
 	DataTarget target;
 } FileHeader;
+
+typedef struct EndpointsContent
+{
+	uint32 magic;
+	uint32 version;
+	pg_crc32c crc; /* of the endpoints */
+	FileEndpoints endpoints;
+} EndpointsContent;
 
 static void
 file_path(char *path, Oid database, const char *suffix)
@@ -95,15 +107,58 @@ read_all(int file, char *data, size_t length)
 	return true;
 }
 
+/*
+ * Writes or replaces a file, of a head and what follows it.  Failure is reported
+ * at WARNING, with what it means.
+ */
+static bool
+replace_file(Oid database, const char *suffix, const void *head,
+			 size_t head_length, const char *text, size_t length,
+			 const char *meaning)
+{
+	char path[MAXPGPATH];
+	char temporary[MAXPGPATH];
+	char temporary_suffix[32];
+	int file;
+	bool written;
+
+	snprintf(temporary_suffix, sizeof(temporary_suffix), ".tmp%d", MyProcPid);
+	file_path(path, database, suffix);
+	file_path(temporary, database, temporary_suffix);
+
+	if (MakePGDirectory(FILE_DIRECTORY) < 0 && errno != EEXIST)
+	{
+		ereport(WARNING, (errcode_for_file_access(),
+						  errmsg("could not create directory \"%s\": %m",
+								 FILE_DIRECTORY)));
+		return false;
+	}
+
+	file =
+		OpenTransientFile(temporary, O_CREAT | O_TRUNC | O_WRONLY | PG_BINARY);
+	written = file >= 0 && write_all(file, head, head_length) &&
+			  write_all(file, text, length);
+	if (!written)
+		ereport(WARNING, (errcode_for_file_access(),
+						  errmsg("could not write file \"%s\": %m", temporary),
+						  errdetail_internal("%s", meaning)));
+	if (file >= 0)
+		CloseTransientFile(file);
+
+	/* durable_rename() syncs the file and the directory */
+	if (!written || durable_rename(temporary, path, WARNING) != 0)
+	{
+		unlink(temporary);
+		return false;
+	}
+	return true;
+}
+
 bool
 file_write(Oid database, const DataTarget *target, TimestampTz fetched_at,
 		   const char *text, size_t length)
 {
 	FileHeader *header = palloc0(sizeof(FileHeader));
-	char path[MAXPGPATH];
-	char temporary[MAXPGPATH];
-	char suffix[32];
-	int file;
 	bool written;
 
 	header->magic = FILE_MAGIC;
@@ -116,40 +171,11 @@ file_write(Oid database, const DataTarget *target, TimestampTz fetched_at,
 	strlcpy(header->target.application_version, target->application_version,
 			SHARED_MAX_NAME);
 	header->crc = file_crc(header, text);
-
-	snprintf(suffix, sizeof(suffix), ".tmp%d", MyProcPid);
-	file_path(path, database, "");
-	file_path(temporary, database, suffix);
-
-	if (MakePGDirectory(FILE_DIRECTORY) < 0 && errno != EEXIST)
-	{
-		ereport(WARNING, (errcode_for_file_access(),
-						  errmsg("could not create directory \"%s\": %m",
-								 FILE_DIRECTORY)));
-		return false;
-	}
-
-	file =
-		OpenTransientFile(temporary, O_CREAT | O_TRUNC | O_WRONLY | PG_BINARY);
-	written = file >= 0 && write_all(file, (char *) header, sizeof(*header)) &&
-			  write_all(file, text, length);
-	if (!written)
-		ereport(WARNING,
-				(errcode_for_file_access(),
-				 errmsg("could not write file \"%s\": %m", temporary),
-				 errdetail("The experiments are in force, but a restart would "
-						   "begin with older ones.")));
-	if (file >= 0)
-		CloseTransientFile(file);
+	written = replace_file(database, "", header, sizeof(*header), text, length,
+						   "The experiments are in force, but a restart would "
+						   "begin with older ones.");
 	pfree(header);
-
-	/* durable_rename() syncs the file and the directory */
-	if (!written || durable_rename(temporary, path, WARNING) != 0)
-	{
-		unlink(temporary);
-		return false;
-	}
-	return true;
+	return written;
 }
 
 DataFile *
@@ -217,15 +243,84 @@ file_stamp(Oid database)
 		   1;
 }
 
+static pg_crc32c
+endpoints_crc(const FileEndpoints *endpoints)
+{
+	pg_crc32c crc;
+
+	INIT_CRC32C(crc);
+	COMP_CRC32C(crc, endpoints, sizeof(*endpoints));
+	FIN_CRC32C(crc);
+	return crc;
+}
+
+bool
+file_write_endpoints(Oid database, const FileEndpoints *endpoints)
+{
+	EndpointsContent content;
+
+	memset(&content, 0, sizeof(content));
+	content.magic = ENDPOINTS_MAGIC;
+	content.version = ENDPOINTS_VERSION;
+	content.crc = endpoints_crc(endpoints);
+	content.endpoints = *endpoints;
+	return replace_file(database, ENDPOINTS_SUFFIX, &content, sizeof(content),
+						"", 0,
+						"After a crash, events that wait may be taken for "
+						"another server's.");
+}
+
+bool
+file_read_endpoints(Oid database, FileEndpoints *endpoints)
+{
+	EndpointsContent content;
+	char path[MAXPGPATH];
+	bool sound;
+	int file;
+
+	memset(endpoints, 0, sizeof(*endpoints));
+	file_path(path, database, ENDPOINTS_SUFFIX);
+	file = OpenTransientFile(path, O_RDONLY | PG_BINARY);
+	if (file < 0)
+	{
+		if (errno != ENOENT)
+			ereport(WARNING, (errcode_for_file_access(),
+							  errmsg("could not open file \"%s\": %m", path)));
+		return false;
+	}
+	sound = read_all(file, (char *) &content, sizeof(content)) &&
+			content.magic == ENDPOINTS_MAGIC &&
+			content.version == ENDPOINTS_VERSION &&
+			content.crc == endpoints_crc(&content.endpoints);
+	CloseTransientFile(file);
+	if (!sound)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("file \"%s\" is not usable", path),
+				 errdetail("It is damaged, or of another version of "
+						   "absmartly. It is replaced.")));
+		return false;
+	}
+	*endpoints = content.endpoints;
+	return true;
+}
+
 void
 file_remove(Oid database)
 {
-	char path[MAXPGPATH];
+	static const char *const suffixes[] = {"", ENDPOINTS_SUFFIX};
 
-	file_path(path, database, "");
-	if (unlink(path) != 0 && errno != ENOENT)
-		ereport(WARNING, (errcode_for_file_access(),
-						  errmsg("could not remove file \"%s\": %m", path)));
+	for (int i = 0; i < (int) lengthof(suffixes); i++)
+	{
+		char path[MAXPGPATH];
+
+		file_path(path, database, suffixes[i]);
+		if (unlink(path) != 0 && errno != ENOENT)
+			ereport(WARNING,
+					(errcode_for_file_access(),
+					 errmsg("could not remove file \"%s\": %m", path)));
+	}
 }
 
 void
@@ -243,7 +338,7 @@ file_visit(void (*visit)(Oid database, void *context), void *context)
 
 		if (end == entry->d_name || number == 0 || number > PG_UINT32_MAX)
 			continue;
-		if (*end == '\0')
+		if (*end == '\0' || strcmp(end, ENDPOINTS_SUFFIX) == 0)
 			visit((Oid) number, context);
 		else if (strncmp(end, ".tmp", 4) == 0)
 		{

@@ -221,6 +221,7 @@ state_reset(DatabaseState *state, Oid database)
 	state->extension = EXTENSION_UNKNOWN;
 	state->worker_pid = 0;
 	state->worker_proc = NULL;
+	state->leaver_pid = 0;
 	state->worker_state = WORKER_NONE;
 	state->restart_requested = false;
 	memset(state->holders, 0, sizeof(state->holders));
@@ -245,6 +246,8 @@ state_reset(DatabaseState *state, Oid database)
 	for (int i = 0; i < COUNTER_COUNT; i++)
 		pg_atomic_write_u64(&state->counters[i], 0);
 	memset(state->endpoints, 0, sizeof(state->endpoints));
+	state->endpoints_saved = false;
+	state->endpoints_adopted = false;
 	state->worker_leaves = false;
 	state->publish_requested = 0;
 	state->publish_finished = 0;
@@ -332,7 +335,8 @@ shared_forget_database(Oid database)
 			continue;
 		LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 		if (!DsaPointerIsValid(state->current) && state->nretired == 0 &&
-			state->worker_pid == 0 && !shared_database_held(state))
+			state->worker_pid == 0 && state->leaver_pid == 0 &&
+			!shared_database_held(state))
 		{
 			state->target_known = false;
 			queue_clear(state);

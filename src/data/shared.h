@@ -114,7 +114,7 @@ typedef struct LoggerRest
 	TimestampTz until; /* 0: it does not rest */
 } LoggerRest;
 
-/* endpoints that were in force since the server's start */
+/* endpoints that were in force in the life of this data directory */
 #define SHARED_MAX_ENDPOINTS 8
 #define SHARED_MAX_DISCARDED 64
 
@@ -144,6 +144,8 @@ typedef struct DatabaseState
 	ExtensionPresence extension;
 	pid_t worker_pid; /* 0: none */
 	PGPROC *worker_proc; /* whose latch wakes it; NULL: none */
+	pid_t leaver_pid; /* the one before it, which waits for answers to what it
+					   * has sent: nothing else is sent meanwhile; 0: none */
 	WorkerState worker_state;
 	bool restart_requested; /* the worker shall exit and come back */
 	pg_atomic_uint32 look_wanted; /* not 0: a prepared transaction has
@@ -181,7 +183,13 @@ typedef struct DatabaseState
 	pg_atomic_uint64 pending; /* contexts committed since the worker looked */
 	pg_atomic_uint32 wake_at; /* wake the worker at so many; 0: don't */
 	pg_atomic_uint64 counters[COUNTER_COUNT];
-	uint64 endpoints[SHARED_MAX_ENDPOINTS]; /* hashes; 0: unused */
+	uint64 endpoints[SHARED_MAX_ENDPOINTS]; /* hashes of those that were this
+											 * server's, the present one last
+											 * (events/endpoints.h); 0: unused
+											 */
+	bool endpoints_saved; /* the file has them */
+	bool endpoints_adopted; /* what waited for the others was given the stamp
+							 * of the last one */
 	bool worker_leaves; /* what comes to the memory queue may stay there */
 
 	/* publishing on request, as above for fetches */

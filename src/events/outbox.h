@@ -68,12 +68,6 @@ extern void outbox_write_end(OutboxWriter *writer);
  */
 
 /*
- * Takes note of the endpoint that is in force: what is recorded for it is this
- * server's own, also when there is another one later.
- */
-extern void outbox_note_endpoint(DatabaseState *state);
-
-/*
  * Says whether a record of a session context has to wait, and if so until when
  * at the latest; DT_NOEND: somebody will tell.  The answer is the same all
  * through a pass, so that of a context's records none is left behind whose
@@ -84,11 +78,14 @@ typedef bool (*OutboxHolds)(uint64 context, uint64 sequence, bool old,
 							TimestampTz *until);
 
 /*
- * Starts afresh, at the worker's start, when the endpoint has changed, and
- * after an error: nothing is in flight, all is to be read.  Records for the
- * endpoints that were in force since the server's start are this worker's own.
+ * Starts afresh, at the worker's start, and after an error: nothing is in
+ * flight, all is to be read.  Records for the endpoints that were this server's
+ * (endpoints.h) are this worker's own.
  */
 extern void outbox_worker_start(DatabaseState *state, OutboxHolds holds);
+
+/* Gives records that wait for one of these the stamp of the present one. */
+extern void outbox_adopt(DatabaseState *state);
 
 /*
  * Reading goes in passes.  A pass sees everything that was committed before

@@ -35,6 +35,7 @@
 #include "compat.h"
 #include "data/context_slot.h"
 #include "events/encoding.h"
+#include "events/endpoints.h"
 #include "events/heaps.h"
 #include "events/held.h"
 #include "events/outbox.h"
@@ -290,17 +291,6 @@ let_go(const EventRecord *record)
 	land(record);
 }
 
-static bool
-is_my_endpoint(int64 endpoint)
-{
-	if (endpoint == 0)
-		return true;
-	for (int i = 0; i < SHARED_MAX_ENDPOINTS; i++)
-		if (worker_state->endpoints[i] == (uint64) endpoint)
-			return true;
-	return false;
-}
-
 static void
 forget_records(List **records)
 {
@@ -354,7 +344,7 @@ has_old_endpoint(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 			row->status == OUTBOX_HELD) &&
 		   row->database == MyDatabaseId &&
 		   row->endpoint != *(int64 *) argument &&
-		   is_my_endpoint(row->endpoint);
+		   endpoints_are_own(worker_state, (uint64) row->endpoint);
 }
 
 static void
@@ -364,12 +354,14 @@ set_endpoint(void *argument, HeapRow *row)
 }
 
 /*
- * An endpoint was changed while this server was running: what waits is meant
- * for the new one, also after the next restart.
+ * What waits is meant for the new endpoint from now on, also where nobody
+ * remembers the one before.
  */
-static void
-adopt(int64 endpoint)
+void
+outbox_adopt(DatabaseState *state)
 {
+	MemoryContext context = CurrentMemoryContext;
+	int64 endpoint = (int64) record_endpoint_hash(state->target.endpoint);
 	HeapWalk walk = {has_old_endpoint, set_endpoint, &endpoint};
 
 	SetCurrentStatementStartTimestamp();
@@ -384,38 +376,9 @@ adopt(int64 endpoint)
 			heaps_walk(relation, &walk);
 			relation_close(relation, RowExclusiveLock);
 		}
+	endpoints_note_adoption(state);
 	CommitTransactionCommand();
-}
-
-void
-outbox_note_endpoint(DatabaseState *state)
-{
-	uint64 endpoint;
-	int place = 0;
-
-	if (state->target.endpoint[0] == '\0')
-		return;
-	endpoint = record_endpoint_hash(state->target.endpoint);
-	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-	/* the first ones are forgotten first; seldom is there more than one */
-	while (place < SHARED_MAX_ENDPOINTS && state->endpoints[place] != 0 &&
-		   state->endpoints[place] != endpoint)
-		place++;
-	if (place == SHARED_MAX_ENDPOINTS)
-	{
-		place--;
-		memmove(&state->endpoints[0], &state->endpoints[1],
-				place * sizeof(state->endpoints[0]));
-	}
-	state->endpoints[place] = endpoint;
-	LWLockRelease(&state->lock);
-}
-
-/* Whether records may wait that are meant for an endpoint of before. */
-static bool
-had_other_endpoint(void)
-{
-	return worker_state->endpoints[1] != 0;
+	MemoryContextSwitchTo(context);
 }
 
 /* Forgets everything, in whatever state an error has left it. */
@@ -466,12 +429,6 @@ outbox_worker_start(DatabaseState *state, OutboxHolds holds)
 	held_init(memory);
 	MemoryContextSetParent(memory, TopMemoryContext);
 	records_context = memory;
-
-	if (state->target.endpoint[0] != '\0' && had_other_endpoint())
-	{
-		adopt((int64) record_endpoint_hash(state->target.endpoint));
-		MemoryContextSwitchTo(context);
-	}
 }
 
 /*
@@ -627,7 +584,7 @@ static bool
 is_foreign(const StoredRecord *stored)
 {
 	return stored->database != MyDatabaseId ||
-		   !is_my_endpoint(stored->endpoint);
+		   !endpoints_are_own(worker_state, (uint64) stored->endpoint);
 }
 
 /*

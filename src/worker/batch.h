@@ -54,6 +54,7 @@ typedef struct Batch
 	/* the scheduler's notes */
 	HttpRequest *request; /* NULL: not in flight */
 	CollectorKey key;
+	uint64 endpoint; /* how many there had been when it was sent */
 	int attempts; /* made in this round */
 	int rounds; /* that have failed */
 	int failed_rounds; /* of these, while others did not fail */

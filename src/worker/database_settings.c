@@ -22,11 +22,15 @@
 #include "settings.h"
 #include "worker/database_settings.h"
 
-/* Adds the entries ("name=value") of a row to the strings. */
-static void
+/*
+ * Adds the entries ("name=value") of a row to the strings; gives the value of
+ * absmartly.endpoint, or NULL.
+ */
+static char *
 append_entries(ArrayType *entries, StringInfo all, StringInfo target)
 {
 	Datum *values;
+	char *endpoint = NULL;
 	int count;
 
 	deconstruct_array(entries, TEXTOID, -1, false, TYPALIGN_INT, &values, NULL,
@@ -41,7 +45,10 @@ append_entries(ArrayType *entries, StringInfo all, StringInfo target)
 		appendStringInfo(all, "%s\n", entry);
 		if (settings_is_target(name))
 			appendStringInfo(target, "%s\n", entry);
+		if (pg_strcasecmp(name, "absmartly.endpoint") == 0)
+			endpoint = entry + strlen(name) + 1;
 	}
+	return endpoint;
 }
 
 void
@@ -56,6 +63,7 @@ database_settings_read(Oid database, DatabaseSettings *settings)
 
 	initStringInfo(&all);
 	initStringInfo(&target);
+	settings->endpoint = NULL;
 
 	relation = table_open(DbRoleSettingRelationId, AccessShareLock);
 	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase,
@@ -72,7 +80,8 @@ database_settings_read(Oid database, DatabaseSettings *settings)
 									RelationGetDescr(relation), &isnull);
 
 		if (!isnull)
-			append_entries(DatumGetArrayTypeP(config), &all, &target);
+			settings->endpoint =
+				append_entries(DatumGetArrayTypeP(config), &all, &target);
 	}
 	systable_endscan(scan);
 	table_close(relation, AccessShareLock);

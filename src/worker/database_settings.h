@@ -7,11 +7,13 @@
 
 #include "postgres.h"
 
-/* One string each, palloc'd, to be compared with an earlier one. */
+/* Palloc'd; the first two are one string each, to be compared with an earlier
+ * one. */
 typedef struct DatabaseSettings
 {
 	char *all; /* all settings of ours */
 	char *target; /* those of them that say what data is fetched for */
+	char *endpoint; /* the value of absmartly.endpoint; NULL: it has none */
 } DatabaseSettings;
 
 /* Reads them from the catalog; a transaction must be open. */

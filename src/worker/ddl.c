@@ -37,6 +37,7 @@
 
 #include "compat.h"
 #include "data/shared.h"
+#include "events/endpoints.h"
 #include "settings.h"
 #include "worker/database_settings.h"
 #include "worker/ddl.h"
@@ -72,9 +73,22 @@ static bool wake_launcher = false;
 static ProcessUtility_hook_type prev_process_utility = NULL;
 static object_access_hook_type prev_object_access = NULL;
 
+/* Wakes a process, if it is there; with force it is terminated. */
+static void
+make_leave(pid_t pid, bool force)
+{
+	PGPROC *process = pid != 0 ? BackendPidGetProc(pid) : NULL;
+
+	if (process == NULL)
+		return;
+	SetLatch(&process->procLatch);
+	if (force)
+		kill(pid, SIGTERM);
+}
+
 /*
  * Keeps workers away from a database until the transaction ends, and stops the
- * one that runs.
+ * one that runs, and one that is leaving already.
  */
 static void
 hold_database(Oid database)
@@ -93,17 +107,18 @@ hold_database(Oid database)
 	for (;;)
 	{
 		pid_t pid = held->state->worker_pid;
+		pid_t leaver = held->state->leaver_pid;
 		TimestampTz now = GetCurrentTimestamp();
+		bool force;
 
-		if (pid == 0 || TimestampDifferenceExceeds(start, now, STOP_TIMEOUT_MS))
+		if ((pid == 0 && leaver == 0) ||
+			TimestampDifferenceExceeds(start, now, STOP_TIMEOUT_MS))
 			break;
-		shared_wake_worker(held->state);
-		if (!terminated &&
-			TimestampDifferenceExceeds(start, now, POLITE_STOP_MS))
-		{
-			kill(pid, SIGTERM);
-			terminated = true;
-		}
+		force = !terminated &&
+				TimestampDifferenceExceeds(start, now, POLITE_STOP_MS);
+		make_leave(pid, force);
+		make_leave(leaver, force);
+		terminated |= force;
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 5L,
 						 PG_WAIT_EXTENSION);
@@ -180,6 +195,25 @@ note_changed_database(Oid database, bool target)
 	changed->nest_level = GetCurrentTransactionNestLevel();
 	changed->target = target;
 	changed_databases = changed;
+}
+
+/*
+ * A database is about to have another endpoint: that is remembered before it is
+ * committed.
+ */
+static void
+announce_endpoint(Oid database, const char *endpoint)
+{
+	const char *utf8 = endpoint != NULL ? settings_to_utf8(endpoint) : NULL;
+
+	endpoints_announce(database, utf8 != NULL ? utf8 : endpoint);
+}
+
+static bool
+same_text(const char *left, const char *right)
+{
+	return left != NULL && right != NULL ? strcmp(left, right) == 0
+										 : left == right;
 }
 
 /*
@@ -277,6 +311,8 @@ ddl_process_utility(PlannedStmt *statement, const char *source,
 	{
 		CommandCounterIncrement();
 		database_settings_read(to_compare, &after);
+		if (!same_text(before.endpoint, after.endpoint))
+			announce_endpoint(to_compare, after.endpoint);
 		if (strcmp(before.all, after.all) != 0)
 			note_changed_database(to_compare,
 								  strcmp(before.target, after.target) != 0);

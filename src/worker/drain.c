@@ -209,8 +209,9 @@ drain_server_stops(void)
 	char line[MAXPGPATH];
 	bool stops = false;
 
+	/* who cannot tell does not make a server wait */
 	if (file == NULL)
-		return false;
+		return true;
 	for (int i = 1; i <= LOCK_FILE_LINE_PM_STATUS &&
 					fgets(line, sizeof(line), file) != NULL;
 		 i++)

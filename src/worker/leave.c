@@ -24,6 +24,7 @@
 #define LAST_LOCK_TIMEOUT "200ms"
 
 static volatile sig_atomic_t at_work = false;
+static volatile sig_atomic_t terminations = 0;
 static bool last_work = false;
 
 static void
@@ -39,6 +40,7 @@ leave_on_sigterm(SIGNAL_ARGS)
 	int saved_errno = errno;
 
 	ShutdownRequestPending = true;
+	terminations++;
 	if (at_work)
 		cancel();
 	SetLatch(MyLatch);
@@ -76,6 +78,12 @@ leave_begin_last_work(void)
 	last_work = true;
 	SetConfigOption("lock_timeout", LAST_LOCK_TIMEOUT, PGC_SUSET,
 					PGC_S_OVERRIDE);
+}
+
+int
+leave_terminations(void)
+{
+	return (int) terminations;
 }
 
 bool

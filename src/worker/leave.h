@@ -30,6 +30,9 @@ extern void leave_begin_user_code(void);
  */
 extern void leave_begin_last_work(void);
 
+/* How often there was a SIGTERM. */
+extern int leave_terminations(void);
+
 /* Whether work is to be begun no more. */
 extern bool leave_is_near(void);
 

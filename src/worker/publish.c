@@ -21,11 +21,13 @@
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "postmaster/interrupt.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
 #include "data/store.h"
+#include "events/endpoints.h"
 #include "events/logger.h"
 #include "events/outbox.h"
 #include "events/queue.h"
@@ -34,6 +36,7 @@
 #include "worker/collector.h"
 #include "worker/contexts.h"
 #include "worker/drain.h"
+#include "worker/leave.h"
 #include "worker/publish.h"
 #include "worker/refused.h"
 #include "worker/response.h"
@@ -57,7 +60,7 @@
 #define ROUNDS_ALONE 2
 /* between two reports of dropped events */
 #define DROPS_REPORT_MS 60000
-/* how long running requests may take when the worker ends */
+/* how long running requests may take when the worker has to end soon */
 #define SHUTDOWN_MS 500
 #define STANDBY_SHUTDOWN_MS 2000
 /* how long a transaction may take from its last look at the worker to its end
@@ -66,6 +69,7 @@
 
 static bool recovery;
 static bool started = false; /* the outbox knows this worker */
+static bool held_up = false; /* the worker before this one waits for answers */
 
 /* batches */
 static dlist_head waiting = DLIST_STATIC_INIT(waiting);
@@ -88,6 +92,7 @@ static CollectorPause small_pause; /* before that grows again */
 static CollectorPause pause_all;
 static CollectorPause pause_asked; /* by the collector: Retry-After */
 static int failed_rounds = 0;
+static uint64 endpoints = 0; /* how many the worker has had before */
 static uint64 rounds_failed = 0; /* ever */
 static uint64 successes = 0; /* batches delivered, ever */
 static bool failure_reported = false;
@@ -398,6 +403,7 @@ send_batch(DatabaseState *state, HttpClient *client, Batch *batch)
 	if (batch->attempts == 0)
 		batch->rounds_before = rounds_failed;
 	batch->tried = true;
+	batch->endpoint = endpoints;
 	batch->attempts++;
 
 	error = collector_read_key(&batch->key);
@@ -568,11 +574,7 @@ listen_to_backends(DatabaseState *state)
 		pass_wanted = true;
 }
 
-/*
- * Makes the worker known to the outbox, also while nothing may be sent: what
- * waits for an endpoint that was in force before is adopted now, since after a
- * restart of the server nobody knows of that endpoint any more.
- */
+/* Makes the worker known to the outbox, also while nothing may be sent. */
 static void
 step_start(DatabaseState *state, void *argument)
 {
@@ -584,6 +586,19 @@ static bool
 wants_to_start(void)
 {
 	return !started && !recovery;
+}
+
+static void
+step_adopt(DatabaseState *state, void *argument)
+{
+	outbox_adopt(state);
+}
+
+/* Whether what waits for an endpoint of before has not got the new stamp. */
+static bool
+wants_to_adopt(const DatabaseState *state)
+{
+	return started && !recovery && endpoints_adoption_wanted(state);
 }
 
 static void
@@ -712,16 +727,41 @@ save_queue(DatabaseState *state)
 	}
 }
 
+/* Nothing is known of what was read. */
+static void
+begin_anew(DatabaseState *state)
+{
+	started = false;
+	held_up = state->leaver_pid != 0;
+	if (held_up)
+		return;
+	contexts_start();
+	batch_start(recovery);
+	queue_worker_start(state);
+	pass_wanted = true;
+	maintenance.until = DT_NOEND;
+}
+
 void
 publish_begin(DatabaseState *state, HttpClient *client)
 {
 	const char *reason = obstacle(state);
 
+	if (held_up)
+		begin_anew(state);
+	if (held_up)
+	{
+		save_queue(state);
+		return;
+	}
 	take_ticket(state);
 	look_at_contexts(state);
 	drop_held();
 	if (wants_to_start() && step_pause_left() <= 0)
 		(void) step_try(state, "could not look at the outbox", step_start,
+						NULL);
+	if (wants_to_adopt(state) && step_pause_left() <= 0)
+		(void) step_try(state, "could not look at the outbox", step_adopt,
 						NULL);
 	save_queue(state);
 	if (reason != NULL)
@@ -913,6 +953,12 @@ publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 
 	if (is_taken(batch, answer, &response, &failure))
 		succeed(state, batch, &response);
+	else if (batch->endpoint != endpoints)
+	{
+		/* a former endpoint's failure says nothing of this one */
+		batch->attempts = 0;
+		put_aside(batch);
+	}
 	else if (complete && status == 413)
 		shrink(state, batch, answer, failure.kind.html);
 	else if (complete && !failure.kind.html && (status == 400 || status == 422))
@@ -1090,6 +1136,8 @@ report_drops(const DatabaseState *state)
 void
 publish_settle(DatabaseState *state)
 {
+	if (held_up)
+		return;
 	report_drops(state);
 	drop_held();
 	if (step_pause_left() <= 0)
@@ -1119,23 +1167,10 @@ forget_collector(void)
 	batch_bytes = (size_t) settings_batch_bytes * 1024;
 }
 
-/* Nothing is known of what was read. */
-static void
-begin_anew(DatabaseState *state)
-{
-	started = false;
-	contexts_start();
-	batch_start(recovery);
-	queue_worker_start(state);
-	pass_wanted = true;
-	maintenance.until = DT_NOEND;
-}
-
 void
 publish_start(DatabaseState *state)
 {
 	recovery = RecoveryInProgress();
-	outbox_note_endpoint(state);
 	begin_anew(state);
 	forget_collector();
 	failure_reported = false;
@@ -1185,21 +1220,19 @@ drop_batches(DatabaseState *state, HttpClient *client)
 }
 
 void
-publish_restart(DatabaseState *state, HttpClient *client)
-{
-	acknowledge(state, true);
-	drop_batches(state, client);
-	/* whoever waits is served by a new pass */
-	ticket = 0;
-	publish_start(state);
-}
-
-void
 publish_settings_changed(void)
 {
 	forget_collector();
 	told = 0;
 	pass_wanted = true;
+}
+
+void
+publish_endpoint_changed(void)
+{
+	endpoints++;
+	failure_reported = false;
+	publish_settings_changed();
 }
 
 long
@@ -1217,7 +1250,12 @@ publish_timeout(DatabaseState *state)
 		if (left >= 0)
 			timeout = Max(left, step_pause_left());
 	}
-	if (wants_to_start())
+	if (held_up)
+	{
+		(void) shared_events_sleep(state, 0);
+		return state->leaver_pid == 0 ? 0 : timeout;
+	}
+	if (wants_to_start() || wants_to_adopt(state))
 		timeout = collector_earlier(timeout, step_pause_left());
 	if (ticket_served() || contexts_are_served())
 		timeout = 0;
@@ -1276,7 +1314,8 @@ void
 publish_save_queue(DatabaseState *state)
 {
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-	state->worker_leaves = true;
+	if (state->worker_pid == 0 || state->worker_pid == MyProcPid)
+		state->worker_leaves = true;
 	LWLockRelease(&state->lock);
 	/* twice: for those who are committing at this moment */
 	for (int i = 0; i < 2; i++)
@@ -1289,25 +1328,46 @@ publish_save_queue(DatabaseState *state)
 	}
 }
 
+/*
+ * A server that stops does not wait, nor does who needs the database for
+ * himself, nor who has asked the worker twice.
+ */
+static bool
+has_to_hurry(const DatabaseState *state, bool stops, int terminations)
+{
+	return stops || shared_database_held(state) ||
+		   leave_terminations() != terminations;
+}
+
 void
 publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 {
 	CollectorPause end;
-	bool send =
-		stop && recovery && obstacle(state) == NULL && drain_server_stops();
-	long left;
+	int terminations = leave_terminations();
+	bool stops = stop && drain_server_stops();
+	bool send = stops && recovery && !held_up && obstacle(state) == NULL;
+	bool hurry = false;
 
-	pause_for(&end, send ? STANDBY_SHUTDOWN_MS : SHUTDOWN_MS);
 	if (send)
 	{
 		end_pauses();
 		contexts_let_go();
 		pass_wanted = true;
 	}
-	while ((left = collector_pause_left(&end)) > 0)
+	if (nrunning > 0 && !has_to_hurry(state, stops, terminations))
+		worker_hand_over();
+	for (;;)
 	{
 		HttpRequest *request;
+		long left = -1; /* each request has its own limit */
 
+		if (!hurry && has_to_hurry(state, stops, terminations))
+		{
+			hurry = true;
+			pause_for(&end, send ? STANDBY_SHUTDOWN_MS : SHUTDOWN_MS);
+		}
+		if (hurry && (left = collector_pause_left(&end)) <= 0)
+			break;
 		if (send)
 		{
 			long next;
@@ -1329,9 +1389,9 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 	}
 	acknowledge(state, true);
 	log_delivered(state);
-	if (stop && !recovery)
-	{
+	if (!ShutdownRequestPending || recovery)
+		return;
+	if (!held_up)
 		drop_batches(state, client);
-		publish_save_queue(state);
-	}
+	publish_save_queue(state);
 }

@@ -30,9 +30,6 @@ extern void publish_finish(DatabaseState *state, HttpClient *client,
  */
 extern void publish_settle(DatabaseState *state);
 
-/* The endpoint is another one: gives up what is running; it is sent anew. */
-extern void publish_restart(DatabaseState *state, HttpClient *client);
-
 /*
  * An error has left something half done, and the client of HTTP is gone:
  * forgets what was read and not marked as delivered, which is read and sent
@@ -42,6 +39,12 @@ extern void publish_begin_anew(DatabaseState *state);
 
 /* Settings were read anew: pauses end. */
 extern void publish_settings_changed(void);
+
+/*
+ * The same, with another endpoint: what is sent from now on goes there.  What
+ * runs is waited for: what the former one takes in is not sent again.
+ */
+extern void publish_endpoint_changed(void);
 
 /*
  * Milliseconds until publish_begin() or publish_settle() has something to do,
@@ -56,9 +59,12 @@ extern WorkerState publish_state(void);
 extern void publish_save_queue(DatabaseState *state);
 
 /*
- * The end: lets running requests come to theirs for a moment.  If stop is set,
- * the worker does not come back at once: a primary moves the memory queue to
- * the outbox, and a standby that shuts down sends what it can in 2 s.
+ * The end: lets running requests come to theirs, as long as the one who ended
+ * the worker allows: for half a second if the server stops or somebody needs
+ * the database for himself, else up to their own limit, while another worker
+ * may begin its work already.  If stop is set, it was terminated: a primary
+ * moves the memory queue to the outbox, and a standby that shuts down sends what
+ * it can in 2 s.
  */
 extern void publish_shutdown(DatabaseState *state, HttpClient *client,
 							 bool stop);

@@ -30,6 +30,7 @@
 #include "compat.h"
 #include "data/shared.h"
 #include "data/version.h"
+#include "events/endpoints.h"
 #include "events/logger.h"
 #include "settings.h"
 #include "worker/collector.h"
@@ -80,7 +81,9 @@ worker_set_state(DatabaseState *database, WorkerState worker_state)
 	if (database->worker_state == worker_state)
 		return;
 	LWLockAcquire(&database->lock, LW_EXCLUSIVE);
-	database->worker_state = worker_state;
+	/* one that leaves has a successor */
+	if (database->worker_pid == MyProcPid)
+		database->worker_state = worker_state;
 	LWLockRelease(&database->lock);
 }
 
@@ -131,6 +134,18 @@ worker_log_error(DatabaseState *database, uint64 context, const char *message)
 	call_logger(database, context, "error", NULL, 0, message);
 }
 
+/* Makes place for another worker, with the state's lock held. */
+static void
+make_place(DatabaseState *state)
+{
+	if (state->worker_pid != MyProcPid)
+		return;
+	state->worker_pid = 0;
+	state->worker_proc = NULL;
+	state->worker_state = WORKER_NONE;
+	state->fetch_running = false;
+}
+
 /* Undoes attach(). */
 static void
 detach(int code, Datum argument)
@@ -140,15 +155,23 @@ detach(int code, Datum argument)
 	/* whatever ends the process must not wait for itself */
 	LWLockReleaseAll();
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-	if (state->worker_pid == MyProcPid)
-	{
-		state->worker_pid = 0;
-		state->worker_proc = NULL;
-		state->worker_state = WORKER_NONE;
-		state->fetch_running = false;
-	}
+	make_place(state);
+	if (state->leaver_pid == MyProcPid)
+		state->leaver_pid = 0;
 	LWLockRelease(&state->lock);
 	ConditionVariableBroadcast(&state->changed);
+	shared_wake_worker(state);
+	shared_wake_launcher();
+}
+
+void
+worker_hand_over(void)
+{
+	LWLockAcquire(&my_database->lock, LW_EXCLUSIVE);
+	make_place(my_database);
+	my_database->leaver_pid = MyProcPid;
+	LWLockRelease(&my_database->lock);
+	ConditionVariableBroadcast(&my_database->changed);
 	shared_wake_launcher();
 }
 
@@ -320,6 +343,7 @@ static bool
 confirm_target(void)
 {
 	DataTarget target = {0};
+	DatabaseSettings settings;
 	MemoryContext context = CurrentMemoryContext;
 
 	/* conversions are looked up in the catalog */
@@ -331,6 +355,9 @@ confirm_target(void)
 	copy_setting(target.environment, settings_environment, SHARED_MAX_NAME);
 	copy_setting(target.application_version, settings_application_version,
 				 SHARED_MAX_NAME);
+	/* before anybody can see it, and write events for it */
+	database_settings_read(MyDatabaseId, &settings);
+	endpoints_note(my_database, target.endpoint, settings.endpoint != NULL);
 	CommitTransactionCommand();
 	leave_end_work();
 	MemoryContextSwitchTo(context);
@@ -355,7 +382,7 @@ apply_settings(void)
 	else
 		fetch_settings_changed();
 	if (strcmp(endpoint, my_database->target.endpoint) != 0)
-		publish_restart(my_database, client);
+		publish_endpoint_changed();
 	else
 		publish_settings_changed();
 	prepared = true;

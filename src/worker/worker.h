@@ -22,6 +22,12 @@ extern PGDLLEXPORT void absmartly_worker_main(Datum argument);
 extern void worker_pin_settings(void);
 
 /*
+ * Lets another worker take over from this one, which sends nothing more but
+ * waits for answers to what it has sent.
+ */
+extern void worker_hand_over(void);
+
+/*
  * Call the event logger, if there is one.  context is the key of the session
  * context that it is about, 0: of none.  SIGTERM interrupts it.
  */
