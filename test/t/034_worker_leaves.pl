@@ -198,6 +198,92 @@ $collector->clear_faults('/v1');
 $node->start;
 arrives('stuck', 'and the goal is delivered afterwards');
 
+# Has a goal be on its way while something happens; it is taken in, and the answer is late.
+sub on_its_way
+{
+	my ($goal, $code, $database) = @_;
+	my $pid = worker_pid($node, $database);
+
+	$collector->fault('/v1', { match => { method => 'PUT' }, delay_ms => 3000 });
+	sql(qq{SELECT absmartly_track('{"user_id": 1}', '$goal')}, $database);
+	ok(await(sub { scalar(() = $collector->goals(space => '/v1', name => $goal)) }), "$goal: a goal is on its way");
+	$code->($pid);
+	ok(await_sql($node, "SELECT worker_pid <> $pid FROM absmartly_stat", 't', database => $database // 'postgres'), "$goal: another worker comes");
+	return;
+}
+
+sub is_sent_once
+{
+	my ($goal, $database) = @_;
+
+	sql("SELECT absmartly_publish('$PATIENCE s')", $database);
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is(scalar(() = $collector->goals(space => '/v1', name => $goal)), 1, "$goal: it is sent once");
+}
+
+my $workers = q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'absmartly worker' AND datname = 'postgres'};
+on_its_way('restarted', sub { sql('ALTER DATABASE postgres SET absmartly.batch_size = 400') });
+fetches_go_on('experiments are fetched while the answer is waited for');
+is_sent_once('restarted');
+on_its_way('terminated', sub { sql("SELECT pg_terminate_backend($_[0])") });
+is_sent_once('terminated');
+on_its_way('endpoint', sub { sql("ALTER DATABASE postgres SET absmartly.endpoint = '" . $collector->url('/other/v1') . q{'}) });
+is(sql('SELECT endpoint FROM absmartly_shared_data()'), $collector->url('/other/v1'), 'another endpoint is in force at once');
+is_sent_once('endpoint');
+is(scalar(() = $collector->goals(space => '/other/v1')), 0, 'and not to the other one');
+sql('ALTER DATABASE postgres RESET absmartly.endpoint');
+ok(await_sql($node, 'SELECT endpoint FROM absmartly_shared_data()', $collector->url('/v1')), 'back to the first one');
+
+# by a reload the worker stays
+$collector->fault('/v1', { match => { method => 'PUT' }, delay_ms => 3000 });
+sql(q{SELECT absmartly_track('{"user_id": 1}', 'reloaded')});
+arrives('reloaded', 'a goal is on its way');
+configure($node, collector_settings($collector, '/other/v1'));
+ok(await_sql($node, 'SELECT endpoint FROM absmartly_shared_data()', $collector->url('/other/v1')), 'another endpoint is reloaded');
+is_sent_once('reloaded');
+is(scalar(() = $collector->goals(space => '/other/v1')), 0, 'and not to the other one');
+configure($node, collector_settings($collector, '/v1'));
+ok(await_sql($node, 'SELECT endpoint FROM absmartly_shared_data()', $collector->url('/v1')), 'back to the first one, again');
+
+# those who do not wait
+sub on_its_way_for_ever
+{
+	my ($goal, $database) = @_;
+
+	$collector->fault('/v1', { match => { method => 'PUT' }, hang => 1 });
+	sql(qq{SELECT absmartly_track('{"user_id": 1}', '$goal')}, $database);
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok(await(sub { scalar(() = $collector->requests(space => '/v1', method => 'PUT', state => 'pending')) }), "$goal: no answer comes");
+}
+
+on_its_way_for_ever('asked twice');
+$pid = worker_pid($node);
+sql("SELECT pg_terminate_backend($pid)");
+ok(await_sql($node, "SELECT worker_pid <> $pid FROM absmartly_stat"), 'a worker waits for an answer that does not come');
+is(sql($workers), '2', 'while another one is there');
+sql("SELECT pg_terminate_backend($pid)");
+arrives('asked twice', 'it goes when it is asked twice, and the other one sends what it had sent');
+on_its_way_for_ever('stopped');
+$pid = worker_pid($node);
+sql('ALTER DATABASE postgres RESET absmartly.batch_size');
+ok(await_sql($node, "SELECT worker_pid <> $pid FROM absmartly_stat"), 'a worker waits for an answer again');
+stops('a fast shutdown comes to its end nevertheless');
+$node->start;
+arrives('stopped', 'and the goal is delivered afterwards');
+sql('CREATE DATABASE source');
+create_extension($node, 'source');
+ok(wait_ready($node, 'source'), 'a database to be copied');
+for my $leaves ('', 'while its worker leaves')
+{
+	on_its_way_for_ever("copied$leaves", 'source');
+	$pid = worker_pid($node, 'source');
+	sql('ALTER DATABASE source SET absmartly.batch_size = 400') if $leaves;
+	is($node->psql('postgres', 'CREATE DATABASE copy TEMPLATE source'), 0, "it can be copied in the middle of a request $leaves");
+	is($node->psql('postgres', 'DROP DATABASE copy'), 0, 'and the copy dropped');
+	arrives("copied$leaves", 'what it had sent is sent');
+}
+is($node->psql('postgres', 'DROP DATABASE source'), 0, 'it is dropped, too');
+
 #
 # A failover
 #
