@@ -5,7 +5,10 @@
 #include "postgres.h"
 
 #include "access/detoast.h"
+#include "catalog/pg_type.h"
+#include "parser/parse_coerce.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 
 #include "data/store.h"
 #include "engine/number.h"
@@ -77,6 +80,64 @@ text_data_argument(Datum datum, size_t most, const char *hint)
 				 errdetail("It may have up to %zu kB.", most / 1024),
 				 hint ? errhint("%s", hint) : 0));
 	return text_datum_to_utf8(DatumGetTextPP(datum));
+}
+
+bool
+text_type_is_string(Oid type)
+{
+	Oid base_type = getBaseType(type);
+	char category;
+	bool preferred;
+
+	get_type_category_preferred(base_type, &category, &preferred);
+	return category == TYPCATEGORY_STRING || category == TYPCATEGORY_ENUM;
+}
+
+void
+text_cast_init(TextCast *cast, Oid type, MemoryContext context)
+{
+	Oid function = InvalidOid;
+	bool varlena;
+
+	memset(cast, 0, sizeof(*cast));
+	cast->collation = get_typcollation(type);
+	switch (find_coercion_pathway(TEXTOID, type, COERCION_EXPLICIT, &function))
+	{
+		case COERCION_PATH_RELABELTYPE:
+			cast->plain = true;
+			return;
+		case COERCION_PATH_FUNC:
+			break;
+		default:
+			cast->output = true;
+			getTypeOutputInfo(getBaseType(type), &function, &varlena);
+			break;
+	}
+	fmgr_info_cxt(function, &cast->function, context);
+}
+
+const text *
+text_cast(TextCast *cast, Datum value)
+{
+	LOCAL_FCINFO(fcinfo, 3);
+	Datum result;
+
+	if (likely(cast->plain))
+		return DatumGetTextPP(value);
+	if (cast->output)
+		return cstring_to_text(OutputFunctionCall(&cast->function, value));
+
+	/* it may want to know of a length, which there is not, and of the cast */
+	InitFunctionCallInfoData(*fcinfo, &cast->function, cast->function.fn_nargs,
+							 cast->collation, NULL, NULL);
+	fcinfo->args[0].value = value;
+	fcinfo->args[0].isnull = false;
+	fcinfo->args[1].value = Int32GetDatum(-1);
+	fcinfo->args[1].isnull = false;
+	fcinfo->args[2].value = BoolGetDatum(true);
+	fcinfo->args[2].isnull = false;
+	result = FunctionCallInvoke(fcinfo);
+	return fcinfo->isnull ? NULL : DatumGetTextPP(result);
 }
 
 EngineText

@@ -10,6 +10,7 @@
 
 #include "postgres.h"
 
+#include "fmgr.h"
 #include "mb/pg_wchar.h"
 
 #include "compat.h"
@@ -39,6 +40,24 @@ extern EngineText text_from_utf8(const char *data, size_t length);
 
 /* The contents of a text datum with a header of any kind, as UTF-8. */
 extern EngineText text_datum_to_utf8(const text *datum);
+
+/*
+ * Types whose values stand for their text: those of the server's category of
+ * strings, like citext and name, enumerations, and domains over these.  A
+ * value's text is what a cast makes of it, which may be the user's code; NULL
+ * if that gives none.  Memory that cast keeps is of context.
+ */
+typedef struct TextCast
+{
+	bool plain; /* they are texts */
+	bool output; /* by the output function, for want of a cast */
+	Oid collation;
+	FmgrInfo function;
+} TextCast;
+
+extern bool text_type_is_string(Oid type);
+extern void text_cast_init(TextCast *cast, Oid type, MemoryContext context);
+extern const text *text_cast(TextCast *cast, Datum value);
 
 /* UTF-8 text without the blanks around it. */
 extern EngineText text_trimmed(EngineText utf8);

@@ -33,6 +33,7 @@
 #include "sql/recording.h"
 #include "sql/row_json.h"
 #include "sql/text.h"
+#include "sql/units.h"
 #include "subtransaction.h"
 
 /* the trigger's arguments, in their order */
@@ -45,6 +46,7 @@ typedef struct TrackUnit
 {
 	AttrNumber column;
 	ColumnKind kind;
+	TextCast cast; /* if it is none of the kinds of numbers or uuid */
 	EngineText type;
 } TrackUnit;
 
@@ -394,18 +396,10 @@ map_units(TrackedRow *row, TrackMap *map, const char *argument)
 		unit->type = pair->name;
 		unit->column = find_column(row, map, pair->column);
 		unit->kind = column_kind(column_type(row, unit->column));
-		switch (unit->kind)
-		{
-			case COLUMN_INT2:
-			case COLUMN_INT4:
-			case COLUMN_INT8:
-			case COLUMN_TEXT:
-			case COLUMN_UUID:
-				break;
-			default:
-				report_wrong_type(row, unit->column, "a unit",
-								  "smallint, integer, bigint, text or uuid");
-		}
+		if (!unit_type_allowed(column_type(row, unit->column)))
+			report_wrong_type(row, unit->column, "a unit", UNIT_TYPES_ALLOWED);
+		text_cast_init(&unit->cast, column_type(row, unit->column),
+					   map->context);
 	}
 }
 
@@ -681,17 +675,22 @@ report_wrong_unit(TrackedRow *row, const TrackUnit *unit, const char *problem)
 					   column_name(row, unit->column), ENGINE_MAX_UID)));
 }
 
-static void
-hash_text_unit(TrackedRow *row, const TrackUnit *unit, Datum value,
-			   uint8 *digest)
+/* False if it has no text, and counts as null. */
+static bool
+hash_text_unit(TrackedRow *row, TrackUnit *unit, Datum value, uint8 *digest)
 {
-	EngineText uid = text_trimmed(text_datum_to_utf8(DatumGetTextPP(value)));
+	const text *datum = text_cast(&unit->cast, value);
+	EngineText uid;
 
+	if (unlikely(datum == NULL))
+		return false;
+	uid = text_trimmed(text_datum_to_utf8(datum));
 	if (uid.length == 0)
 		report_wrong_unit(row, unit, "is blank");
 	if (text_is_longer(uid, ENGINE_MAX_UID))
 		report_wrong_unit(row, unit, "is too long");
 	unit_digest(uid.data, uid.length, digest);
+	return true;
 }
 
 /* Reads the units that are not null; returns their number. */
@@ -703,7 +702,7 @@ read_units(TrackedRow *row, const TrackMap *map, const TupleTableSlot *slot,
 
 	for (int index = 0; index < map->nunits; index++)
 	{
-		const TrackUnit *unit = &map->units[index];
+		TrackUnit *unit = &map->units[index];
 		Datum value = slot->tts_values[unit->column - 1];
 		char text[Max(MAXINT8LEN + 1, UUID_TEXT_LENGTH)];
 		int length;
@@ -728,9 +727,9 @@ read_units(TrackedRow *row, const TrackMap *map, const TupleTableSlot *slot,
 				break;
 			default:
 				row->column = unit->column;
-				hash_text_unit(row, unit, value, units[count].hash);
+				if (hash_text_unit(row, unit, value, units[count].hash))
+					count++;
 				row->column = 0;
-				count++;
 				continue;
 		}
 		unit_digest(text, (size_t) length, units[count].hash);

@@ -32,6 +32,22 @@ typedef struct Member
 	uint32 value_length;
 } Member;
 
+bool
+unit_type_allowed(Oid type)
+{
+	switch (column_kind(type))
+	{
+		case COLUMN_INT2:
+		case COLUMN_INT4:
+		case COLUMN_INT8:
+		case COLUMN_TEXT:
+		case COLUMN_UUID:
+			return true;
+		default:
+			return text_type_is_string(type);
+	}
+}
+
 /*
  * Errors.  All of them name the unit, or say that there is only one.
  */

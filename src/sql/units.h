@@ -27,6 +27,15 @@ typedef struct UnitValue
 } UnitValue;
 
 /*
+ * Columns of these types can be units: numbers by their digits, all others by
+ * the text that a cast makes of them.
+ */
+#define UNIT_TYPES_ALLOWED                                                  \
+	"smallint, integer, bigint, uuid, text, another type of strings or an " \
+	"enumeration"
+extern bool unit_type_allowed(Oid type);
+
+/*
  * Reads units and finds the value of one unit type (its data NULL: of none).
  * Raises 22023 if units is not an object, or for any member that is not a
  * value of a unit.
