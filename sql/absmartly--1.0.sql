@@ -820,11 +820,12 @@ CREATE PROCEDURE absmartly_backfill_goals(
 	filter text DEFAULT NULL,
 	chunk int DEFAULT 10000,
 	name text DEFAULT NULL,
-	restart boolean DEFAULT false)
+	restart boolean DEFAULT false,
+	allow_any_time boolean DEFAULT false)
 AS 'MODULE_PATHNAME', 'absmartly_backfill_goals'
 LANGUAGE C;
 
-COMMENT ON PROCEDURE absmartly_backfill_goals(regclass, text, text, text, text, text, text, text, int, text, boolean) IS
+COMMENT ON PROCEDURE absmartly_backfill_goals(regclass, text, text, text, text, text, text, text, int, text, boolean, boolean) IS
 'tracks a historic goal for each row of a table, in the order of a unique key, committing after each chunk; the next call of a backfill that was interrupted goes on where it stopped';
 
 CREATE PROCEDURE absmartly_backfill_exposures(
@@ -837,12 +838,55 @@ CREATE PROCEDURE absmartly_backfill_exposures(
 	filter text DEFAULT NULL,
 	chunk int DEFAULT 10000,
 	name text DEFAULT NULL,
-	restart boolean DEFAULT false)
+	restart boolean DEFAULT false,
+	allow_any_time boolean DEFAULT false,
+	allow_unknown_experiment boolean DEFAULT false,
+	allow_other_units boolean DEFAULT false)
 AS 'MODULE_PATHNAME', 'absmartly_backfill_exposures'
 LANGUAGE C;
 
-COMMENT ON PROCEDURE absmartly_backfill_exposures(regclass, text, text, text, text, text, text, int, text, boolean) IS
+COMMENT ON PROCEDURE absmartly_backfill_exposures(regclass, text, text, text, text, text, text, int, text, boolean, boolean, boolean, boolean) IS
 'assigns the units of each row of a table and queues a historic exposure, in the order of a unique key, committing after each chunk; the next call of a backfill that was interrupted goes on where it stopped';
+
+CREATE FUNCTION absmartly_backfills_get(
+	OUT name text,
+	OUT role name,
+	OUT source text,
+	OUT state text,
+	OUT rows bigint,
+	OUT last_key text,
+	OUT started_at timestamptz,
+	OUT last_chunk_at timestamptz,
+	OUT finished_at timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'absmartly_backfills_get'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 10;
+COMMENT ON FUNCTION absmartly_backfills_get() IS
+'the rows of the view absmartly_backfills';
+
+CREATE VIEW absmartly_backfills AS
+	SELECT * FROM @extschema@.absmartly_backfills_get();
+COMMENT ON VIEW absmartly_backfills IS
+'backfills of the reader''s roles, a row each: those that run, that were interrupted, and that are finished';
+COMMENT ON COLUMN absmartly_backfills.name IS
+'name that was given, or made of the arguments';
+COMMENT ON COLUMN absmartly_backfills.role IS
+'whose it is: each role has names of its own';
+COMMENT ON COLUMN absmartly_backfills.source IS
+'what it walks over';
+COMMENT ON COLUMN absmartly_backfills.state IS
+'running, interrupted or finished';
+COMMENT ON COLUMN absmartly_backfills.rows IS
+'rows that are done';
+COMMENT ON COLUMN absmartly_backfills.last_key IS
+'key of the last one';
+COMMENT ON COLUMN absmartly_backfills.started_at IS
+'when it began';
+COMMENT ON COLUMN absmartly_backfills.last_chunk_at IS
+'when its last chunk was committed';
+COMMENT ON COLUMN absmartly_backfills.finished_at IS
+'when it came to its end; null: it has not';
+GRANT SELECT ON absmartly_backfills TO PUBLIC;
 
 --
 -- Parked events

@@ -2,10 +2,6 @@
 
 \pset footer off
 \set SHOW_CONTEXT never
-\if :{?restart}
-\else
-\set restart false
-\endif
 
 \set ECHO none
 -- the extension's functions may be in any schema
@@ -20,6 +16,8 @@ BEGIN
 END
 $$;
 SELECT count(*) / 8 AS chunk FROM orders \gset
+-- with another collector than the development one
+SELECT NOT EXISTS (SELECT FROM absmartly_experiments WHERE name = 'local_payment_methods') AS unknown \gset
 \set ECHO queries
 
 \echo
@@ -27,7 +25,8 @@ SELECT count(*) / 8 AS chunk FROM orders \gset
 \echo
 
 CALL absmartly_backfill_exposures('visits', 'id', 'local_payment_methods', 'user_id', 'seen_at', 'visitor',
-                                  filter => $$seen_at < '2025-07-01'$$, chunk => :chunk, restart => :restart);
+                                  filter => $$seen_at < '2025-07-01'$$, chunk => :chunk, restart => true,
+                                  allow_unknown_experiment => :'unknown');
 
 \echo
 \echo == 3. Those of the second half by INSERT ... SELECT: one transaction, and the variants are kept
@@ -45,7 +44,7 @@ SELECT variant, count(*) FROM variants GROUP BY variant ORDER BY variant;
 
 \set ON_ERROR_STOP off
 CALL absmartly_backfill_goals('orders', 'id', 'payment', 'user_id=customer', 'amount,currency', 'paid_at',
-                              chunk => :chunk, restart => :restart);
+                              chunk => :chunk, restart => true);
 \set ON_ERROR_STOP on
 
 \echo

@@ -113,13 +113,6 @@ typedef struct Mark
 	int nprogress;
 } Mark;
 
-typedef struct Progress
-{
-	const char *name;
-	const char *position;
-	int64 rows;
-} Progress;
-
 /* in the temporary file, before a payload's bytes */
 typedef struct SpillHeader
 {
@@ -152,7 +145,7 @@ static uint32 nexposed;
 static uint32 max_exposed; /* half the size of the index */
 static uint64 *exposed_index;
 
-static Progress *progress;
+static BackfillProgress *progress;
 static int nprogress;
 static int max_progress;
 
@@ -882,9 +875,9 @@ buffer_leave_context(uint64 key, const EventContext *event_context)
 }
 
 void
-buffer_progress(const char *name, const char *position, int64 rows)
+buffer_progress(const BackfillProgress *backfill)
 {
-	Progress *entry;
+	BackfillProgress *entry;
 
 	if (!recording)
 		start_recording();
@@ -894,15 +887,18 @@ buffer_progress(const char *name, const char *position, int64 rows)
 		int most = Max(max_progress * 2, 4);
 
 		if (progress == NULL)
-			progress = MemoryContextAlloc(context, most * sizeof(Progress));
+			progress =
+				MemoryContextAlloc(context, most * sizeof(BackfillProgress));
 		else
-			progress = repalloc(progress, most * sizeof(Progress));
+			progress = repalloc(progress, most * sizeof(BackfillProgress));
 		max_progress = most;
 	}
 	entry = &progress[nprogress];
-	entry->name = MemoryContextStrdup(context, name);
-	entry->position = MemoryContextStrdup(context, position);
-	entry->rows = rows;
+	*entry = *backfill;
+	entry->name = MemoryContextStrdup(context, backfill->name);
+	entry->source = MemoryContextStrdup(context, backfill->source);
+	if (backfill->position != NULL)
+		entry->position = MemoryContextStrdup(context, backfill->position);
 	nprogress++;
 }
 
@@ -1058,6 +1054,19 @@ write_payload(OutboxWriter *writer, EventPayload *payload, bool prepare)
 	count_written(payload);
 }
 
+/* Says how far a backfill is, and which one's events are written. */
+static void
+write_progress(OutboxWriter *writer)
+{
+	static char note[PROGRESS_NOTE_SIZE];
+
+	for (int i = 0; i < nprogress; i++)
+	{
+		progress_note(&progress[i], note);
+		progress_write(&progress[i], outbox_write_note(writer, note));
+	}
+}
+
 static void
 write_stream(OutboxWriter *writer, Stream *stream, bool prepare)
 {
@@ -1175,12 +1184,10 @@ buffer_flush(bool prepare)
 		writer = outbox_write_begin();
 		if (writer != NULL)
 		{
+			write_progress(writer);
 			write_stream(writer, outbox, prepare);
 			if (prepare)
 				write_stream(writer, memory, true);
-			for (int i = 0; i < nprogress; i++)
-				outbox_write_progress(writer, progress[i].name,
-									  progress[i].position, progress[i].rows);
 			outbox_write_end(writer);
 		}
 	}

@@ -16,6 +16,7 @@
 #include "datatype/timestamp.h"
 
 #include "events/encoding.h"
+#include "events/progress.h"
 
 /*
  * Records an event of the present subtransaction.  All that can fail does so
@@ -63,7 +64,7 @@ extern bool buffer_is_recording(void);
 extern bool buffer_event_fits(size_t size);
 
 /* Records how far a backfill has got, in this transaction. */
-extern void buffer_progress(const char *name, const char *position, int64 rows);
+extern void buffer_progress(const BackfillProgress *backfill);
 
 /* A time, not before 1970 or far from now, in ms since the epoch. */
 extern int64 buffer_time_ms(TimestampTz time);

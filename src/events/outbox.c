@@ -31,6 +31,7 @@ struct OutboxWriter
 	DatabaseState *state;
 	const EventOrigin *origin;
 	TimestampTz created;
+	const char *note; /* on the records */
 	bool settled_hit; /* a row came to a settled page */
 	bool snapshot; /* pushed, for as long as rows are written */
 };
@@ -129,6 +130,7 @@ outbox_write_begin(void)
 		return NULL;
 	writer.origin = record_current_origin();
 	writer.created = GetCurrentTimestamp();
+	writer.note = "";
 	choose_page(&writer);
 
 	/*
@@ -167,10 +169,17 @@ write_as(OutboxWriter *to, const EventOrigin *origin, TimestampTz created,
 						 .endpoint = (int64) origin->endpoint,
 						 .created = created,
 						 .origin = origin,
-						 .note = "",
+						 .note = to->note,
 						 .payload = payload};
 
 	heaps_insert(to->relation, &record, note_page, to);
+}
+
+TimestampTz
+outbox_write_note(OutboxWriter *to, const char *note)
+{
+	to->note = note;
+	return to->created;
 }
 
 void
@@ -183,27 +192,6 @@ void
 outbox_write_record(OutboxWriter *to, const EventRecord *record)
 {
 	write_as(to, record->origin, record->created, &record->payload);
-}
-
-void
-outbox_write_progress(OutboxWriter *to, const char *name, const char *position,
-					  int64 rows)
-{
-	Relation relation = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
-	EventPayload payload = {.data = position,
-							.length = (uint32) strlen(position)};
-	HeapRecord record = {.status = OUTBOX_PROGRESS,
-						 .database = MyDatabaseId,
-						 .endpoint = rows,
-						 .created = to->created,
-						 .origin = to->origin,
-						 .note = name,
-						 .payload = &payload};
-
-	if (relation == NULL)
-		return;
-	heaps_insert(relation, &record, NULL, NULL);
-	relation_close(relation, NoLock);
 }
 
 void
@@ -290,9 +278,8 @@ discard_row(void *argument, HeapRow *row)
 	count_events(argument, row);
 }
 
-/* Tells the worker that parked records have changed. */
-static void
-announce_parked(uint64 events)
+void
+outbox_parked_changed(uint64 events)
 {
 	DatabaseState *state = shared_my_database();
 
@@ -315,7 +302,7 @@ change_parked(const HeapWalk *walk)
 	heaps_walk(parked, walk);
 	relation_close(parked, RowExclusiveLock);
 	if (work->events > 0)
-		announce_parked((uint64) work->events);
+		outbox_parked_changed((uint64) work->events);
 	return work->events;
 }
 
@@ -336,86 +323,6 @@ outbox_discard(int64 id)
 	HeapWalk walk = {is_parked, discard_row, &work};
 
 	return change_parked(&walk);
-}
-
-/*
- * Progress of backfills
- */
-
-bool
-outbox_progress(const char *name, char **position, int64 *rows)
-{
-	Relation parked;
-	TableScanDesc scan;
-	HeapTuple tuple;
-	bool found = false;
-
-	outbox_require();
-	parked = heaps_open(RECORD_PARKED, AccessShareLock, true);
-	if (parked == NULL)
-		return false;
-	scan = table_beginscan(parked, GetActiveSnapshot(), 0, NULL);
-	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
-	{
-		const HeapRow *row = (const HeapRow *) GETSTRUCT(tuple);
-		EngineText texts[HEAP_TEXTS];
-
-		if (row->status != OUTBOX_PROGRESS || (found && row->endpoint <= *rows))
-			continue;
-		heaps_row_texts(row, texts);
-		if (texts[HEAP_NOTE].length != strlen(name) ||
-			memcmp(texts[HEAP_NOTE].data, name, strlen(name)) != 0)
-			continue;
-		found = true;
-		*rows = row->endpoint;
-		*position =
-			pnstrdup(texts[HEAP_PAYLOAD].data, texts[HEAP_PAYLOAD].length);
-	}
-	table_endscan(scan);
-	relation_close(parked, AccessShareLock);
-	return found;
-}
-
-typedef struct ProgressWork
-{
-	const char *name;
-	int64 below;
-} ProgressWork;
-
-static bool
-is_old_progress(void *argument, const HeapRow *row, const HeapTupleData *tuple)
-{
-	const ProgressWork *work = argument;
-	EngineText texts[HEAP_TEXTS];
-
-	if (row->status != OUTBOX_PROGRESS || row->endpoint >= work->below)
-		return false;
-	heaps_row_texts(row, texts);
-	return texts[HEAP_NOTE].length == strlen(work->name) &&
-		   memcmp(texts[HEAP_NOTE].data, work->name, strlen(work->name)) == 0;
-}
-
-static void
-set_done(void *argument, HeapRow *row)
-{
-	row->status = OUTBOX_DONE;
-}
-
-void
-outbox_progress_clear(const char *name, int64 below)
-{
-	ProgressWork work = {name, below};
-	HeapWalk walk = {is_old_progress, set_done, &work};
-	Relation parked;
-
-	outbox_require();
-	parked = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
-	if (parked == NULL)
-		return;
-	heaps_walk(parked, &walk);
-	relation_close(parked, RowExclusiveLock);
-	if (below == PG_INT64_MAX)
-		announce_parked(1);
 }
 
 /*

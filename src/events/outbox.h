@@ -58,8 +58,8 @@ extern OutboxWriter *outbox_write_begin(void);
 extern void outbox_write(OutboxWriter *writer, const EventPayload *payload);
 extern void outbox_write_record(OutboxWriter *writer,
 								const EventRecord *record);
-extern void outbox_write_progress(OutboxWriter *writer, const char *name,
-								  const char *position, int64 rows);
+/* What is written from here on gets a note; gives the time of the records. */
+extern TimestampTz outbox_write_note(OutboxWriter *writer, const char *note);
 extern void outbox_write_end(OutboxWriter *writer);
 
 /*
@@ -153,17 +153,8 @@ extern long outbox_maintain(DatabaseState *state, bool idle);
 extern int64 outbox_requeue(int64 id);
 extern int64 outbox_discard(int64 id);
 
-/*
- * How far a backfill has got, as the active snapshot sees it: false if there
- * is no such one.  position is palloc'd.
- */
-extern bool outbox_progress(const char *name, char **position, int64 *rows);
-
-/*
- * Forgets the progress of less rows than that, of committed transactions;
- * PG_INT64_MAX: all of it, for good.
- */
-extern void outbox_progress_clear(const char *name, int64 below);
+/* Tells the worker that parked records, with so many events, have changed. */
+extern void outbox_parked_changed(uint64 events);
 
 /* What waits, for absmartly_stat: looks through the heaps. */
 typedef struct OutboxSummary

@@ -19,7 +19,6 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
-#include "common/hashfn.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -43,13 +42,17 @@
 #include "data/shared.h"
 #include "events/buffer.h"
 #include "events/outbox.h"
+#include "events/progress.h"
 #include "settings.h"
+#include "sql/condition.h"
+#include "sql/evaluation.h"
 #include "sql/function.h"
 #include "sql/row_json.h"
+#include "sql/text.h"
+#include "sql/units.h"
 
-/* what fits into a record of the progress, in bytes */
-#define MAX_NAME 1024
-#define MAX_POSITION 4096
+/* bytes of a name, and of a key: each chunk writes them */
+#define MAX_TEXT ((size_t) 1024 * 1024)
 
 /* members of an object that one call of jsonb_build_object() can make */
 #define OBJECT_MEMBERS 50
@@ -59,8 +62,9 @@
 #define WAIT_NOTICE_INTERVAL_MS 60000
 #define WAIT_MS 200
 
-/* advisory locks of this kind are none that SQL can take */
-#define LOCK_KIND 3
+/* times before are nobody's, nor those that are so much ahead of the clock */
+#define FIRST_TIME "2000-01-01 00:00:00+00"
+#define CLOCK_TOLERANCE "1 minute"
 
 typedef struct Backfill
 {
@@ -81,18 +85,19 @@ typedef struct Backfill
 	int32 chunk;
 	char *name;
 	bool restart;
+	bool any_time; /* also times that cannot be right */
+	bool unknown_experiment; /* also one that there is not */
+	bool other_units; /* also without the one that it assigns */
 
 	/* what was made of it */
 	char *extension_schema;
 	char *relation; /* qualified and quoted */
-	char *progress; /* name of the records */
+	List *unit_types; /* their names */
 	char *start_query; /* of the first chunk */
 	char *query; /* of the chunks after a position */
 	char *nulls_query; /* whether there is a row without key; NULL: no */
 
-	/* how far it is */
-	char *position; /* last key, as text; NULL: nothing is done */
-	int64 rows;
+	BackfillProgress progress; /* how far it is */
 } Backfill;
 
 /* A member of an argument: name=column, or a column alone. */
@@ -343,18 +348,9 @@ append_units(StringInfo query, const Backfill *backfill, Relation relation)
 		Form_pg_attribute column =
 			find_column(backfill, relation, "units", pair->column);
 
-		switch (column_kind(column->atttypid))
-		{
-			case COLUMN_INT2:
-			case COLUMN_INT4:
-			case COLUMN_INT8:
-			case COLUMN_TEXT:
-			case COLUMN_UUID:
-				break;
-			default:
-				report_wrong_type(backfill, relation, column, "units",
-								  "smallint, integer, bigint, text or uuid");
-		}
+		if (!unit_type_allowed(column->atttypid))
+			report_wrong_type(backfill, relation, column, "units",
+							  UNIT_TYPES_ALLOWED);
 		appendStringInfoString(query, separator);
 		append_column(query, column);
 		appendStringInfoString(query, " IS NOT NULL");
@@ -511,7 +507,27 @@ key_to_text(Form_pg_attribute key, const char *quoted_key)
 	}
 }
 
-/* A query that makes events of the next rows and gives number and last key. */
+/*
+ * Appends a column that gives what the first row has whose time cannot be
+ * right.
+ */
+static void
+append_wrong_time(StringInfo query, const char *column)
+{
+	appendStringInfo(query,
+					 ", (pg_catalog.array_agg(%s) FILTER (WHERE "
+					 "event_time OPERATOR(pg_catalog.<) "
+					 "'" FIRST_TIME "'::pg_catalog.timestamptz OR "
+					 "event_time OPERATOR(pg_catalog.>) "
+					 "(pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) "
+					 "'" CLOCK_TOLERANCE "'::pg_catalog.interval)))[1]",
+					 column);
+}
+
+/*
+ * A query that makes events of the next rows and gives number and last key, and
+ * key and time of a row whose time cannot be right.
+ */
 static char *
 chunk_query(const Backfill *backfill, Relation relation, Form_pg_attribute key,
 			const char *condition)
@@ -523,10 +539,18 @@ chunk_query(const Backfill *backfill, Relation relation, Form_pg_attribute key,
 	appendStringInfo(&query,
 					 "SELECT pg_catalog.count(*), "
 					 "(pg_catalog.array_agg(key))[pg_catalog.count(*)], "
-					 "pg_catalog.count(event) FROM (SELECT %s AS key, ",
+					 "pg_catalog.count(event)");
+	if (backfill->time != NULL && !backfill->any_time)
+	{
+		append_wrong_time(&query, "key");
+		append_wrong_time(&query, "event_time::pg_catalog.text");
+	}
+	appendStringInfo(&query, " FROM (SELECT %s AS key, ",
 					 key_to_text(key, quoted_key));
 	append_call(&query, backfill, relation);
-	appendStringInfo(&query, " AS event FROM (SELECT * FROM %s",
+	appendStringInfoString(&query, " AS event, ");
+	append_time(&query, backfill, relation);
+	appendStringInfo(&query, " AS event_time FROM (SELECT * FROM %s",
 					 backfill->relation);
 	if (condition != NULL)
 		appendStringInfo(&query, " WHERE %s", condition);
@@ -613,11 +637,15 @@ prepare(Backfill *backfill)
 	Form_pg_attribute key;
 	const char *quoted_key;
 	char *schema = get_namespace_name(RelationGetNamespace(relation));
+	ListCell *cell;
 
 	backfill->key = parse_column(backfill, "key", backfill->key);
 	key = find_column(backfill, relation, "key", backfill->key);
 	quoted_key = quote_identifier(backfill->key);
 	check_key(backfill, relation, key);
+	if (backfill->filter != NULL)
+		condition_check(backfill->filter, relation, backfill->procedure,
+						"filter");
 	backfill->relation =
 		quote_qualified_identifier(schema, RelationGetRelationName(relation));
 	backfill->start_query = chunk_query(backfill, relation, key, NULL);
@@ -636,16 +664,21 @@ prepare(Backfill *backfill)
 		backfill->name =
 			psprintf("%s %s of %s by %s", backfill->event_word, backfill->event,
 					 backfill->relation, quoted_key);
-	if (strlen(backfill->name) > MAX_NAME)
+	if (strlen(backfill->name) > MAX_TEXT)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("name of the backfill is too long"),
-				 errdetail("It may have up to %d bytes, this one has %zu.",
-						   MAX_NAME, strlen(backfill->name)),
+				 errdetail("It may have up to %zu bytes, this one has %zu.",
+						   MAX_TEXT, strlen(backfill->name)),
 				 errhint("Give a name, as in name => 'payments'.")));
 
+	foreach (cell, parse_pairs(backfill, "units", backfill->units))
+		backfill->unit_types =
+			lappend(backfill->unit_types, ((NamePair *) lfirst(cell))->name);
+
 	/* roles do not see, or disturb, how far those of others are */
-	backfill->progress = psprintf("%u %s", GetUserId(), backfill->name);
+	progress_identify(&backfill->progress, GetUserId(), backfill->name);
+	backfill->progress.source = backfill->relation;
 	relation_close(relation, AccessShareLock);
 }
 
@@ -674,27 +707,69 @@ next_transaction(void)
 	set_locally("extra_float_digits", "1");
 }
 
+/* Goes on where an earlier call has stopped, if there was one. */
 static void
 read_progress(Backfill *backfill)
 {
+	BackfillProgress *before;
+
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (outbox_progress(backfill->progress, &backfill->position,
-						&backfill->rows))
-		ereport(NOTICE,
-				(errmsg("backfill \"%s\" goes on after key %s, with %lld rows "
-						"done before",
-						backfill->name, backfill->position,
-						(long long) backfill->rows),
-				 errhint("Use restart => true to start from the beginning.")));
+	before = progress_find(&backfill->progress.key);
+	PopActiveSnapshot();
+	if (before == NULL)
+		return;
+	if (before->finished)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("backfill \"%s\" is finished", backfill->name),
+				 errdetail("It came to its end at %s, with %lld rows done.",
+						   timestamptz_to_str(before->changed_at),
+						   (long long) before->rows),
+				 errhint("restart => true records all of them again; "
+						 "a backfill of other rows needs another name.")));
+	backfill->progress.position = before->position;
+	backfill->progress.rows = before->rows;
+	backfill->progress.started_at = before->started_at;
+	ereport(NOTICE,
+			(errmsg("backfill \"%s\" goes on after key %s, with %lld "
+					"rows done before",
+					backfill->name, before->position, (long long) before->rows),
+			 errhint("Use restart => true to start from the "
+					 "beginning.")));
+}
+
+/* Forgets all progress, or what was before this. */
+static void
+forget_progress(const Backfill *backfill, const BackfillProgress *before)
+{
+	PushActiveSnapshot(GetTransactionSnapshot());
+	progress_forget(&backfill->progress.key, before);
 	PopActiveSnapshot();
 }
 
+/*
+ * Executes a query that has parts of the user's, and gives its result as SPI
+ * does.
+ */
 static void
-clear_progress(const Backfill *backfill, int64 below_rows)
+execute(const char *query, int narguments, Oid *types, Datum *values,
+		const char *nulls, bool read_only)
 {
-	PushActiveSnapshot(GetTransactionSnapshot());
-	outbox_progress_clear(backfill->progress, below_rows);
-	PopActiveSnapshot();
+	MemoryContext caller = CurrentMemoryContext;
+	int status = SPI_OK_SELECT;
+
+	PG_TRY();
+	{
+		status = SPI_execute_with_args(query, narguments, types, values, nulls,
+									   read_only, 0);
+	}
+	PG_CATCH();
+	{
+		condition_rethrow(caller, query);
+	}
+	PG_END_TRY();
+	if (status != SPI_OK_SELECT)
+		elog(ERROR, "a query of a backfill gave no result");
 }
 
 static void
@@ -702,8 +777,7 @@ refuse_null_keys(const Backfill *backfill)
 {
 	if (backfill->nulls_query == NULL)
 		return;
-	if (SPI_execute(backfill->nulls_query, true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not look for rows without key");
+	execute(backfill->nulls_query, 0, NULL, NULL, NULL, true);
 	if (SPI_processed > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
@@ -761,65 +835,156 @@ error_callback(void *argument)
 {
 	const Backfill *backfill = argument;
 
-	if (backfill->position != NULL)
+	if (backfill->progress.position != NULL)
 		errcontext("backfill \"%s\", in the rows after key %s", backfill->name,
-				   backfill->position);
+				   backfill->progress.position);
 	else
 		errcontext("backfill \"%s\", in the first rows", backfill->name);
+	if (backfill->filter != NULL)
+		errcontext("filter of the backfill: %s", backfill->filter);
+}
+
+/*
+ * What cannot be right, or would make exposures of nothing.  Experiments change
+ * while it runs: each chunk looks anew.
+ */
+static void
+check_experiment(const Backfill *backfill)
+{
+	const DataVersion *version;
+	const SnapImage *snapshot;
+	const SnapExperiment *experiment = NULL;
+	EngineText name;
+	EngineText unit_type;
+	ListCell *cell;
+
+	if (backfill->goals ||
+		(backfill->unknown_experiment && backfill->other_units))
+		return;
+	name = text_to_utf8(backfill->event, strlen(backfill->event));
+	version = evaluation_data();
+	if (version != NULL)
+	{
+		snapshot = data_version_snapshot(version);
+		experiment = snapshot_find_experiment(snapshot, name.data, name.length);
+	}
+	if (experiment == NULL)
+	{
+		if (backfill->unknown_experiment)
+			return;
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("there is no experiment \"%s\"", backfill->event),
+				 errdetail("A backfill assigns by the experiments of today."),
+				 errhint("With allow_unknown_experiment => true everybody is "
+						 "exposed to variant 0.")));
+	}
+	if (backfill->other_units)
+		return;
+	if (!(experiment->flags & SNAP_HAS_UNIT_TYPE))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("experiment \"%s\" has no unit type", backfill->event),
+				 errdetail("It assigns nobody."),
+				 errhint("With allow_other_units => true everybody is exposed "
+						 "nevertheless, without being assigned.")));
+	unit_type = snapshot_text(snapshot, experiment->unit_type);
+	foreach (cell, backfill->unit_types)
+	{
+		const char *given = lfirst(cell);
+		EngineText utf8 = text_to_utf8(given, strlen(given));
+
+		if (utf8.length == unit_type.length &&
+			memcmp(utf8.data, unit_type.data, utf8.length) == 0)
+			return;
+	}
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("argument \"units\" of %s() does not name unit type "
+						   "\"%s\", by which experiment \"%s\" assigns",
+						   backfill->procedure, text_for_message(unit_type),
+						   backfill->event),
+					errhint("Name its column, as in '%s=column'.  With "
+							"allow_other_units => true everybody is exposed "
+							"nevertheless, without being assigned.",
+							text_for_message(unit_type))));
+}
+
+/* A row of a chunk that is done has a time that cannot be right. */
+static void
+check_times(const Backfill *backfill, HeapTuple result, TupleDesc columns)
+{
+	char *key;
+
+	if (columns->natts < 5 || (key = SPI_getvalue(result, columns, 4)) == NULL)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DATETIME_FIELD_OVERFLOW),
+			 errmsg("column \"%s\" of %s cannot be right in the row of key %s",
+					backfill->time, backfill->relation, key),
+			 errdetail("It is %s: in the future, or before the year 2000.",
+					   SPI_getvalue(result, columns, 5)),
+			 errhint("Leave such rows out with \"filter\", or take them with "
+					 "allow_any_time => true.")));
 }
 
 /*
  * Makes events of the next rows, and notes in the same transaction how far that
- * is.  Gives the number of rows.
+ * is.
  */
-static int64
+static void
 run_chunk(Backfill *backfill)
 {
+	BackfillProgress *progress = &backfill->progress;
 	Oid types[] = {TEXTOID, INT8OID};
 	Datum values[] = {(Datum) 0, Int64GetDatum(backfill->chunk)};
 	char nulls[] = {'n', ' '};
 	const char *query = backfill->start_query;
+	HeapTuple result;
+	TupleDesc columns;
 	int64 count;
 	char *last;
 	bool isnull;
 
-	if (backfill->position != NULL)
+	check_experiment(backfill);
+	if (progress->position != NULL)
 	{
 		query = backfill->query;
-		values[0] = CStringGetTextDatum(backfill->position);
+		values[0] = CStringGetTextDatum(progress->position);
 		nulls[0] = ' ';
 	}
-	if (SPI_execute_with_args(query, lengthof(types), types, values, nulls,
-							  false, 0) != SPI_OK_SELECT ||
-		SPI_processed != 1)
+	execute(query, lengthof(types), types, values, nulls, false);
+	if (SPI_processed != 1)
 		elog(ERROR, "the query of a backfill gave no result");
-	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-										SPI_tuptable->tupdesc, 1, &isnull));
-	last = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+	result = SPI_tuptable->vals[0];
+	columns = SPI_tuptable->tupdesc;
+	check_times(backfill, result, columns);
+	count = DatumGetInt64(SPI_getbinval(result, columns, 1, &isnull));
+	last = SPI_getvalue(result, columns, 2);
 	SPI_freetuptable(SPI_tuptable);
 	if (nulls[0] != 'n')
 		pfree(DatumGetPointer(values[0]));
-	if (count == 0)
-		return 0;
 
 	/* a key's cast to text may be the user's */
-	if (last == NULL)
+	if (count > 0 && last == NULL)
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("key column \"%s\" of %s has a key without text",
 							   backfill->key, backfill->relation)));
-	else if (strlen(last) > MAX_POSITION)
+	if (count > 0 && strlen(last) > MAX_TEXT)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("key is too long for a backfill"),
-				 errdetail("Its text may have up to %d bytes, this one has "
+				 errdetail("Its text may have up to %zu bytes, this one has "
 						   "%zu.",
-						   MAX_POSITION, strlen(last))));
-	backfill->rows += count;
-	buffer_progress(backfill->progress, last, backfill->rows);
-	if (backfill->position != NULL)
-		pfree(backfill->position);
-	backfill->position = last;
-	return count;
+						   MAX_TEXT, strlen(last))));
+	if (count > 0)
+	{
+		if (progress->position != NULL)
+			pfree(unconstify(char *, progress->position));
+		progress->position = last;
+		progress->rows += count;
+	}
+	progress->finished = count < backfill->chunk;
+	buffer_progress(progress);
 }
 
 /* How fast it goes, since a time at which so many rows were done. */
@@ -828,7 +993,8 @@ rows_per_second(const Backfill *backfill, TimestampTz started_at,
 				int64 rows_before, double *seconds)
 {
 	*seconds = (double) (GetCurrentTimestamp() - started_at) / USECS_PER_SEC;
-	return (double) (backfill->rows - rows_before) / Max(*seconds, 1e-6);
+	return (double) (backfill->progress.rows - rows_before) /
+		   Max(*seconds, 1e-6);
 }
 
 /* Walks the rest of the source, chunk by chunk. */
@@ -837,6 +1003,7 @@ run(Backfill *backfill)
 {
 	ErrorContextCallback context = {error_context_stack, error_callback,
 									backfill};
+	BackfillProgress *progress = &backfill->progress;
 	TimestampTz started_at = GetCurrentTimestamp();
 	TimestampTz told_at = started_at;
 	int64 rows_before;
@@ -844,50 +1011,58 @@ run(Backfill *backfill)
 	double seconds;
 	double speed;
 
+	check_experiment(backfill);
+	progress->started_at = started_at;
 	if (backfill->restart)
-		clear_progress(backfill, PG_INT64_MAX);
+		forget_progress(backfill, NULL);
 	else
 		read_progress(backfill);
-	rows_before = backfill->rows;
+	rows_before = progress->rows;
+	if (!backfill->goals)
+		ereport(NOTICE,
+				(errmsg("backfill \"%s\" assigns by the experiments of today",
+						backfill->name),
+				 errdetail("How they were when the rows came to be is not "
+						   "known here: some units may have seen another "
+						   "variant.")));
+	error_context_stack = &context;
 	refuse_null_keys(backfill);
+	error_context_stack = context.previous;
 
 	for (;;)
 	{
-		int64 count;
-
 		wait_for_room(backfill);
 		error_context_stack = &context;
-		count = run_chunk(backfill);
+		run_chunk(backfill);
 		error_context_stack = context.previous;
 		next_transaction();
-		if (count < backfill->chunk)
+		forget_progress(backfill, progress);
+		if (progress->finished)
 			break;
-		clear_progress(backfill, backfill->rows);
 
-		if (backfill->rows >= 2 * told_rows ||
+		if (progress->rows >= 2 * told_rows ||
 			TimestampDifferenceExceeds(told_at, GetCurrentTimestamp(),
 									   NOTICE_INTERVAL_MS))
 		{
 			told_at = GetCurrentTimestamp();
-			told_rows = backfill->rows;
+			told_rows = progress->rows;
 			speed =
 				rows_per_second(backfill, started_at, rows_before, &seconds);
 			ereport(NOTICE,
 					(errmsg("backfill \"%s\": %lld rows done, last key %s",
-							backfill->name, (long long) backfill->rows,
-							backfill->position),
+							backfill->name, (long long) progress->rows,
+							progress->position),
 					 errdetail("%.0f rows per second.", speed)));
 		}
 	}
 
-	clear_progress(backfill, PG_INT64_MAX);
 	/* what the caller does next shall not see our settings */
 	SPI_commit();
 	speed = rows_per_second(backfill, started_at, rows_before, &seconds);
 	ereport(NOTICE, (errmsg("backfill \"%s\" is finished: %lld rows",
-							backfill->name, (long long) backfill->rows),
+							backfill->name, (long long) progress->rows),
 					 errdetail("%lld rows in %.1f s, %.0f rows per second.",
-							   (long long) (backfill->rows - rows_before),
+							   (long long) (progress->rows - rows_before),
 							   seconds, speed)));
 }
 
@@ -898,12 +1073,9 @@ run(Backfill *backfill)
 static void
 run_alone(Backfill *backfill)
 {
-	uint64 key = hash_bytes_extended((unsigned char *) backfill->progress,
-									 (int) strlen(backfill->progress), 0);
 	LOCKTAG lock;
 
-	SET_LOCKTAG_ADVISORY(lock, MyDatabaseId, (uint32) (key >> 32), (uint32) key,
-						 LOCK_KIND);
+	progress_lock(&backfill->progress.key, &lock);
 	if (LockAcquire(&lock, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
 						errmsg("backfill \"%s\" is running in another session",
@@ -984,12 +1156,14 @@ read_arguments(FunctionCallInfo fcinfo, Backfill *backfill, int after_units)
 
 	check_given(fcinfo, backfill, after_units + 3, "chunk");
 	check_given(fcinfo, backfill, after_units + 5, "restart");
+	check_given(fcinfo, backfill, after_units + 6, "allow_any_time");
 	backfill->time = optional_text(fcinfo, after_units);
 	backfill->attributes = optional_text(fcinfo, after_units + 1);
 	backfill->filter = optional_text(fcinfo, after_units + 2);
 	backfill->chunk = PG_GETARG_INT32(after_units + 3);
 	backfill->name = optional_text(fcinfo, after_units + 4);
 	backfill->restart = PG_GETARG_BOOL(after_units + 5);
+	backfill->any_time = PG_GETARG_BOOL(after_units + 6);
 	if (backfill->chunk < 1)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("argument \"chunk\" of %s() must be greater "
@@ -1003,12 +1177,13 @@ PG_FUNCTION_INFO_V1(absmartly_backfill_goals);
  * absmartly_backfill_goals(source regclass, key text, goal text, units text,
  *							properties text, achieved_at text,
  *							attributes text, filter text, chunk integer,
- *							name text, restart boolean)
+ *							name text, restart boolean,
+ *							allow_any_time boolean)
  *
  * Tracks a goal for each row.  2D000 in a transaction block, 25006 where
  * nothing can be written, 55006 while another session runs the same backfill,
- * 22023, 42703 and 42804 for wrong arguments, and the errors of
- * absmartly_track().
+ * 55000 if it is finished, 22023, 42601, 42703 and 42804 for wrong arguments,
+ * 22008 for a time that cannot be right, and the errors of absmartly_track().
  */
 SQL_FUNCTION(absmartly_backfill_goals)
 {
@@ -1031,10 +1206,12 @@ PG_FUNCTION_INFO_V1(absmartly_backfill_exposures);
  * absmartly_backfill_exposures(source regclass, key text, experiment text,
  *								units text, exposed_at text, attributes text,
  *								filter text, chunk integer, name text,
- *								restart boolean)
+ *								restart boolean, allow_any_time boolean,
+ *								allow_unknown_experiment boolean,
+ *								allow_other_units boolean)
  *
- * Assigns and exposes the units of each row.  Errors as above, and those of
- * absmartly_treatment().
+ * Assigns and exposes the units of each row.  Errors as above, 42704 for an
+ * unknown experiment, and those of absmartly_treatment().
  */
 SQL_FUNCTION(absmartly_backfill_exposures)
 {
@@ -1045,6 +1222,10 @@ SQL_FUNCTION(absmartly_backfill_exposures)
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	read_arguments(fcinfo, &backfill, 4);
+	check_given(fcinfo, &backfill, 11, "allow_unknown_experiment");
+	check_given(fcinfo, &backfill, 12, "allow_other_units");
+	backfill.unknown_experiment = PG_GETARG_BOOL(11);
+	backfill.other_units = PG_GETARG_BOOL(12);
 	backfill_execute(fcinfo, &backfill);
 	PG_RETURN_VOID();
 }

@@ -62,9 +62,18 @@ UPDATE backfill_orders SET device = 'device 777' WHERE id = 777;
 CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill stopped', 'device', 'id', chunk => 150);
 SELECT count(*), count(DISTINCT properties ->> 'id'), max((properties ->> 'id')::int)
 FROM backfill_events WHERE goal = 'backfill stopped';
--- when it is finished, the next call starts anew
+-- when it is finished, it is not done again unless that is wanted
 CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill stopped', 'device', 'id', filter => 'id <= 5');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill stopped', 'device', 'id', filter => 'id <= 5', restart => NULL);
 SELECT count(*) FROM backfill_events WHERE goal = 'backfill stopped';
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill stopped', 'device', 'id', filter => 'id <= 5', restart => true);
+SELECT count(*) FROM backfill_events WHERE goal = 'backfill stopped';
+-- also one that has come upon no row, and one whose last chunk was a full one
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill none', 'device', filter => 'false');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill none', 'device', filter => 'false');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill full', 'device', filter => 'id <= 4', chunk => 2);
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill full', 'device', filter => 'id <= 4', chunk => 2);
+SELECT count(*) FROM backfill_events WHERE goal = 'backfill full';
 
 -- by a name of one's own, and from the beginning
 UPDATE backfill_orders SET device = ' ' WHERE id = 5;
@@ -73,6 +82,29 @@ CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill named', 'device
 UPDATE backfill_orders SET device = 'device 5' WHERE id = 5;
 CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill named', 'device', filter => 'id < 10', name => 'mine', restart => true);
 SELECT count(*) FROM backfill_events WHERE goal = 'backfill named';
+
+-- names of any length count in full
+SELECT repeat('n', 600) AS long, repeat('n', 20000) AS longer \gset
+UPDATE backfill_orders SET device = ' ' WHERE id = 5;
+\set VERBOSITY sqlstate
+SET client_min_messages = warning;
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill long', 'device', chunk => 2, name => :'long' || '1', filter => 'id < 10');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill long', 'device', chunk => 2, name => :'long' || '2', filter => 'id < 4');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill long', 'device', chunk => 2, name => :'longer' || '1', filter => 'id < 10');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill long', 'device', chunk => 2, name => :'longer' || '2', filter => 'id < 4');
+SELECT length(name) AS length, right(name, 1) AS number, state, rows, last_key FROM absmartly_backfills WHERE name LIKE 'nnn%' ORDER BY 1, 2;
+UPDATE backfill_orders SET device = 'device 5' WHERE id = 5;
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill long', 'device', chunk => 2, name => :'long' || '1', filter => 'id < 10');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill long', 'device', chunk => 2, name => :'longer' || '1', filter => 'id < 10');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill long', 'device', chunk => 2, name => :'longer' || '1', filter => 'id < 10');
+RESET client_min_messages;
+\set VERBOSITY terse
+SELECT count(*) FROM backfill_events WHERE goal = 'backfill long';
+
+-- what there is
+SELECT name, role = current_user AS mine, source, state, rows, last_key,
+	started_at <= last_chunk_at AND coalesce(last_chunk_at = finished_at, true) AS in_order, finished_at IS NULL AS unfinished
+FROM absmartly_backfills WHERE name NOT LIKE 'nnn%' ORDER BY name COLLATE "C";
 
 -- keys of other types; what the session's settings make of their text is no matter
 CREATE TABLE backfill_keys ("When" timestamptz UNIQUE, day date UNIQUE, name varchar(20) UNIQUE, word text COLLATE "C" UNIQUE,
@@ -158,6 +190,96 @@ FROM backfill_events e JOIN backfill_orders o ON o.paid_at = e.event_time
 WHERE e.experiment = 'backfill exp';
 CALL absmartly_backfill_exposures('backfill_orders', 'id', 'backfill exp', 'user_id=customer_id', filter => 'id < 3');
 
+-- what cannot be right
+CALL absmartly_backfill_exposures('backfill_orders', 'id', 'backfill typo', 'user_id=customer_id', filter => 'id < 3');
+CALL absmartly_backfill_exposures('backfill_orders', 'id', 'backfill typo', 'user_id=customer_id', filter => 'id < 3', allow_unknown_experiment => true);
+CALL absmartly_backfill_exposures('backfill_orders', 'id', 'backfill exp', 'device', filter => 'id < 3', name => 'units');
+CALL absmartly_backfill_exposures('backfill_orders', 'id', 'backfill exp', 'device', filter => 'id < 3', name => 'units', allow_other_units => true);
+SELECT experiment, unit_types, variant, count(*) FROM backfill_events
+WHERE experiment = 'backfill typo' OR experiment = 'backfill exp' AND 'device' = ANY (unit_types) GROUP BY 1, 2, 3 ORDER BY 1;
+UPDATE backfill_orders SET paid_at = CASE id WHEN 4 THEN '2999-01-01'::timestamptz WHEN 6 THEN '1960-01-01' ELSE now() + interval '1 hour' END
+WHERE id IN (4, 6, 8);
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill times', 'device', '', 'paid_at', filter => 'id < 10', chunk => 2);
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill times', 'device', '', 'paid_at', filter => 'id < 10 AND id <> 4', chunk => 2);
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill times', 'device', '', 'paid_at', filter => 'id < 10 AND id NOT IN (4, 6)', chunk => 2);
+SELECT count(*) FROM backfill_events WHERE goal = 'backfill times';
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill times', 'device', '', 'paid_at', filter => 'id < 10', chunk => 2,
+	restart => true, allow_any_time => true);
+SELECT count(*), min(event_time) AT TIME ZONE 'UTC' AS first FROM backfill_events WHERE goal = 'backfill times';
+CALL absmartly_backfill_exposures('backfill_orders', 'id', 'backfill exp', 'user_id=customer_id', 'paid_at', name => 'times', filter => 'id < 10');
+-- an experiment may go while it runs
+CREATE FUNCTION backfill_unload(id bigint) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+	IF id = 20 THEN PERFORM absmartly_set_context_data('{"experiments": []}'); END IF;
+	RETURN true;
+END $$;
+CALL absmartly_backfill_exposures('backfill_orders', 'id', 'backfill exp', 'user_id=customer_id', name => 'gone',
+	filter => 'id BETWEEN 11 AND 40 AND backfill_unload(id)', chunk => 10);
+SELECT state, rows, last_key FROM absmartly_backfills WHERE name = 'gone';
+
+-- what is wrong with a filter
+\set VERBOSITY default
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => 'amont > 5');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => 'amount > 5 AND');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => 'amount > 5) OR (true');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => 'true; DROP TABLE backfill_orders');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => 'true LIMIT 1');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => '*');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => '');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => 'amount');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => $$note = 'n' AND amount = 'much'$$);
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => '1 / 0 = id');
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'filter', 'device', filter => '1 / (id - id) = 1');
+CALL absmartly_backfill_goals('backfill_keys', 'day', 'filter', 'name', filter => '1 / (number - number) = 1');
+\set VERBOSITY terse
+
+-- units of all types that are texts, or stand for one
+SET client_min_messages = warning;
+CREATE TYPE backfill_text;
+CREATE FUNCTION backfill_text_in(cstring) RETURNS backfill_text LANGUAGE internal IMMUTABLE STRICT AS 'textin';
+CREATE FUNCTION backfill_text_out(backfill_text) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
+CREATE TYPE backfill_text (INPUT = backfill_text_in, OUTPUT = backfill_text_out, INTERNALLENGTH = VARIABLE, STORAGE = extended, CATEGORY = 'S');
+CREATE CAST (backfill_text AS text) WITHOUT FUNCTION AS IMPLICIT;
+CREATE TYPE backfill_output;
+CREATE FUNCTION backfill_output_in(cstring) RETURNS backfill_output LANGUAGE internal IMMUTABLE STRICT AS 'textin';
+CREATE FUNCTION backfill_output_out(backfill_output) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
+CREATE TYPE backfill_output (INPUT = backfill_output_in, OUTPUT = backfill_output_out, INTERNALLENGTH = VARIABLE, CATEGORY = 'S');
+CREATE TYPE backfill_cast;
+CREATE FUNCTION backfill_cast_in(cstring) RETURNS backfill_cast LANGUAGE internal IMMUTABLE STRICT AS 'int4in';
+CREATE FUNCTION backfill_cast_out(backfill_cast) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'int4out';
+CREATE TYPE backfill_cast (INPUT = backfill_cast_in, OUTPUT = backfill_cast_out, LIKE = int4, CATEGORY = 'S');
+CREATE FUNCTION backfill_cast_text(backfill_cast, int, boolean) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+	PERFORM absmartly_track('{"user_id": 1}', 'unit cast'), count(*) FROM backfill_parts;
+	RETURN CASE WHEN backfill_cast_out($1)::text <> '3' THEN format('cast %s %s %s', backfill_cast_out($1), $2, $3) END;
+END $$;
+CREATE CAST (backfill_cast AS text) WITH FUNCTION backfill_cast_text(backfill_cast, int, boolean);
+RESET client_min_messages;
+CREATE TYPE backfill_enum AS ENUM ('one', 'two', 'three');
+CREATE DOMAIN backfill_domain AS backfill_enum;
+CREATE TABLE backfill_units (id int PRIMARY KEY, u1 backfill_text, u2 backfill_output, u3 backfill_cast, u4 backfill_enum, u5 backfill_domain,
+	u6 name, u7 char(8), point point, flag "char", number numeric);
+CREATE TRIGGER tracked AFTER INSERT ON backfill_units FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('backfill tracked', 'u1,u2,u3,u4,u5,u6,u7', 'id');
+INSERT INTO backfill_units VALUES (1, ' Text', 'Output', '7', 'one', 'two', 'Name', 'char'), (2, repeat('long', 100)::backfill_text, NULL, '8', 'three', NULL, '7', ' x '),
+	(3, NULL, NULL, '3', 'one', NULL, NULL, NULL);
+CALL absmartly_backfill_goals('backfill_units', 'id', 'backfill tracked', 'u1,u2,u3,u4,u5,u6,u7', 'id', name => 'units of texts');
+SELECT properties ->> 'id' AS id, unit_types, count(*), count(DISTINCT units) FROM backfill_events WHERE goal = 'backfill tracked'
+GROUP BY 1, 2 ORDER BY 1;
+SELECT units = ARRAY[absmartly_hash_unit('Text'), absmartly_hash_unit('Output'), absmartly_hash_unit('cast 7 -1 t'), absmartly_hash_unit('one'),
+	absmartly_hash_unit('two'), absmartly_hash_unit('Name'), absmartly_hash_unit('char')] AS by_text
+FROM backfill_events WHERE goal = 'backfill tracked' AND properties ->> 'id' = '1' AND historic;
+-- as objects and in a session's context they are the same
+SELECT count(absmartly_track(jsonb_build_object('a', u1, 'b', u4, 'c', u6), 'backfill object')) FROM backfill_units WHERE id = 1;
+SELECT units = ARRAY[absmartly_hash_unit('Text'), absmartly_hash_unit('one'), absmartly_hash_unit('Name')] AS by_text
+FROM backfill_events WHERE goal = 'backfill object';
+SELECT absmartly_context_create();
+SELECT absmartly_context_set_unit('a', u1), absmartly_context_set_unit('b', u4), absmartly_context_set_unit('c', u6), absmartly_context_set_unit('d', u5)
+FROM backfill_units WHERE id = 1;
+SELECT absmartly_context_units();
+DISCARD ALL;
+-- what is no text is none
+CALL absmartly_backfill_goals('backfill_units', 'id', 'backfill refused', 'point');
+CALL absmartly_backfill_goals('backfill_units', 'id', 'backfill refused', 'flag');
+CALL absmartly_backfill_goals('backfill_units', 'id', 'backfill refused', 'number');
+
 -- what is refused
 BEGIN;
 CALL absmartly_backfill_goals('backfill_orders', 'id', 'goal', 'device');
@@ -179,7 +301,7 @@ CALL absmartly_backfill_goals('backfill_orders', 'id', 'goal', 'device', achieve
 CALL absmartly_backfill_goals('backfill_orders', 'id', 'goal', 'device', attributes => 'note');
 CALL absmartly_backfill_goals('backfill_orders', 'id', 'goal', 'device', chunk => 0);
 CALL absmartly_backfill_goals('backfill_orders', 'id', NULL, 'device');
-CALL absmartly_backfill_goals('backfill_orders', 'id', 'goal', 'device', name => repeat('x', 1025));
+CALL absmartly_backfill_goals('backfill_orders', 'id', 'goal', 'device', name => repeat('x', 1024 * 1024 + 1));
 CALL absmartly_backfill_goals('backfill_orders_pkey', 'id', 'goal', 'device');
 CALL absmartly_backfill_exposures('backfill_orders', 'id', 'goal', 'device', exposed_at => 'note');
 \set VERBOSITY terse
@@ -196,9 +318,11 @@ GRANT SELECT ON backfill_parts TO regress_absmartly_backfill;
 SET ROLE regress_absmartly_backfill;
 CALL absmartly_backfill_goals('backfill_parts', 'id', 'backfill role', 'unit');
 CALL absmartly_backfill_goals('backfill_orders', 'id', 'backfill role', 'device');
+SELECT name, role, state, rows FROM absmartly_backfills;
 SELECT absmartly_requeue();
 SELECT absmartly_discard();
 RESET ROLE;
+SELECT name, role, state, rows FROM absmartly_backfills WHERE role <> current_user;
 
 -- parked events
 SELECT absmartly_requeue() AS requeued, absmartly_requeue(1) AS one, absmartly_discard(0) AS none;
