@@ -578,6 +578,8 @@ REVOKE ALL ON absmartly_outbox_parked FROM PUBLIC;
 
 CREATE FUNCTION absmartly_decode_events(
 	payload bytea,
+	record_created timestamptz DEFAULT NULL,
+	OUT created timestamptz,
 	OUT context int,
 	OUT unit_types text[],
 	OUT units text[],
@@ -602,90 +604,43 @@ CREATE FUNCTION absmartly_decode_events(
 	OUT properties json)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'absmartly_decode_events'
-LANGUAGE C STABLE STRICT PARALLEL SAFE COST 1000 ROWS 100;
+LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL SAFE COST 1000 ROWS 100;
 
-COMMENT ON FUNCTION absmartly_decode_events(bytea) IS
-'events of a payload of the outbox, a row each';
+COMMENT ON FUNCTION absmartly_decode_events(bytea, timestamptz) IS
+'events of a payload of the outbox, a row each, and when they were recorded if that is known of the first ones';
 
-CREATE FUNCTION absmartly_outbox_memory(
+CREATE FUNCTION absmartly_outbox_records(
+	view text,
+	OUT place text,
+	OUT status text,
 	OUT record bigint,
-	OUT context bigint,
-	OUT sequence bigint,
 	OUT created timestamptz,
 	OUT database oid,
+	OUT context_id text,
 	OUT contexts int,
 	OUT exposures int,
 	OUT goals int,
-	OUT application bytea,
-	OUT application_version bytea,
-	OUT environment bytea,
-	OUT bytes int,
+	OUT application text,
+	OUT application_version text,
+	OUT environment text,
+	OUT bytes bigint,
+	OUT note text,
 	OUT payload bytea)
 RETURNS SETOF record
-AS 'MODULE_PATHNAME', 'absmartly_outbox_memory'
-LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 100;
-COMMENT ON FUNCTION absmartly_outbox_memory() IS
-'records that wait in the memory queue, for who may read the views that show them';
+AS 'MODULE_PATHNAME', 'absmartly_outbox_records'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 1000 ROWS 1000;
+COMMENT ON FUNCTION absmartly_outbox_records(text) IS
+'records that wait or are kept, in the outbox and in memory, as they are at this moment: those of a view, for who may read that';
 
--- A record is one or more rows, its chunks.  While the worker marks them one by
--- one, and they are seen neither as waiting nor as done, the record is left out.
+-- The events of a record are shown once, also while it moves from memory to the
+-- outbox, or within that: a function sees to it, since a snapshot alone can't.
 
 CREATE VIEW absmartly_outbox AS
-	SELECT chunk.place,
-		CASE
-			WHEN chunk.status OPERATOR(pg_catalog.=) 2 THEN 'foreign'::pg_catalog.text
-			WHEN chunk.status OPERATOR(pg_catalog.=) 3 THEN 'dead'::pg_catalog.text
-			WHEN chunk.status OPERATOR(pg_catalog.=) 4 THEN 'unreadable'::pg_catalog.text
-			WHEN chunk.status OPERATOR(pg_catalog.=) 6 THEN 'held'::pg_catalog.text
-			ELSE 'waiting'::pg_catalog.text
-		END AS status,
-		chunk.record, chunk.created, chunk.database,
-		CASE WHEN chunk.context OPERATOR(pg_catalog.<>) 0::pg_catalog.int8 THEN
-			pg_catalog.lpad(pg_catalog.to_hex(chunk.context), 16,
-				'0'::pg_catalog.text)
-		END AS context_id,
-		pg_catalog.max(chunk.contexts) AS contexts,
-		pg_catalog.max(chunk.exposures) AS exposures,
-		pg_catalog.max(chunk.goals) AS goals,
-		pg_catalog.convert_from(chunk.application, 'UTF8'::pg_catalog.name)
-			AS application,
-		pg_catalog.convert_from(chunk.application_version,
-			'UTF8'::pg_catalog.name) AS application_version,
-		pg_catalog.convert_from(chunk.environment, 'UTF8'::pg_catalog.name)
-			AS environment,
-		pg_catalog.sum(chunk.bytes) AS bytes,
-		pg_catalog.max(chunk.note) AS note
-	FROM (
-		SELECT 'a'::pg_catalog.text AS place, status, record, created, database,
-			context, chunks, contexts, exposures, goals, application,
-			application_version, environment,
-			pg_catalog.octet_length(payload) AS bytes, note
-		FROM @extschema@.absmartly_outbox_a
-		UNION ALL
-		SELECT 'b'::pg_catalog.text, status, record, created, database,
-			context, chunks, contexts, exposures, goals, application,
-			application_version, environment,
-			pg_catalog.octet_length(payload), note
-		FROM @extschema@.absmartly_outbox_b
-		UNION ALL
-		SELECT 'parked'::pg_catalog.text, status, record, created, database,
-			context, chunks, contexts, exposures, goals, application,
-			application_version, environment,
-			pg_catalog.octet_length(payload), note
-		FROM @extschema@.absmartly_outbox_parked
-		UNION ALL
-		SELECT 'memory'::pg_catalog.text, 0, record, created, database,
-			context, 1, contexts, exposures, goals, application,
-			application_version, environment,
-			bytes, ''::pg_catalog.text
-		FROM @extschema@.absmartly_outbox_memory()) AS chunk
-	WHERE chunk.status OPERATOR(pg_catalog.=) ANY
-		('{0,2,3,4,6,7}'::pg_catalog.int4[])
-	GROUP BY chunk.place, chunk.status, chunk.record, chunk.created,
-		chunk.database, chunk.context, chunk.application,
-		chunk.application_version, chunk.environment
-	HAVING pg_catalog.count(*) OPERATOR(pg_catalog.=)
-		pg_catalog.max(chunk.chunks);
+	SELECT place, status, record, created, database, context_id, contexts,
+		exposures, goals, application, application_version, environment, bytes,
+		note
+	FROM @extschema@.absmartly_outbox_records(
+		'absmartly_outbox'::pg_catalog.text);
 
 COMMENT ON VIEW absmartly_outbox IS
 'records that wait in the outbox or are kept there, a row each';
@@ -696,7 +651,7 @@ COMMENT ON COLUMN absmartly_outbox.status IS
 COMMENT ON COLUMN absmartly_outbox.record IS
 'id of the record, for absmartly_requeue and absmartly_discard';
 COMMENT ON COLUMN absmartly_outbox.created IS
-'when the transaction that made the record ended';
+'when the transaction that made the record ended; of several that share one, the first one';
 COMMENT ON COLUMN absmartly_outbox.database IS
 'database whose events these are';
 COMMENT ON COLUMN absmartly_outbox.context_id IS
@@ -712,11 +667,7 @@ COMMENT ON COLUMN absmartly_outbox.note IS
 REVOKE ALL ON absmartly_outbox FROM PUBLIC;
 
 CREATE VIEW absmartly_pending_events AS
-	SELECT waiting.place, waiting.record, waiting.created,
-		CASE WHEN waiting.context OPERATOR(pg_catalog.<>) 0::pg_catalog.int8 THEN
-			pg_catalog.lpad(pg_catalog.to_hex(waiting.context), 16,
-				'0'::pg_catalog.text)
-		END AS context_id,
+	SELECT waiting.place, waiting.record, event.created, waiting.context_id,
 		event.context, event.kind, event.event_time,
 		event.unit_types, event.units,
 		event.experiment, event.experiment_id, event.unit_type, event.variant,
@@ -724,34 +675,15 @@ CREATE VIEW absmartly_pending_events AS
 		event.custom, event.audience_mismatch, event.rule_override,
 		event.held_out, event.holdout_id,
 		event.goal, event.properties, event.attributes, event.historic
-	FROM (
-		SELECT chunk.place, chunk.record, chunk.created, chunk.context,
-			pg_catalog.string_agg(chunk.payload, ''::pg_catalog.bytea
-				ORDER BY chunk.chunk) AS payload
-		FROM (
-			SELECT 'a'::pg_catalog.text AS place, status, record, created,
-				context, chunk, chunks, payload
-			FROM @extschema@.absmartly_outbox_a
-			UNION ALL
-			SELECT 'b'::pg_catalog.text, status, record, created,
-				context, chunk, chunks, payload
-			FROM @extschema@.absmartly_outbox_b
-			UNION ALL
-			SELECT 'parked'::pg_catalog.text, status, record, created,
-				context, chunk, chunks, payload
-			FROM @extschema@.absmartly_outbox_parked) AS chunk
-		WHERE chunk.status OPERATOR(pg_catalog.=) ANY
-			('{0,6,7}'::pg_catalog.int4[])
-		GROUP BY chunk.place, chunk.record, chunk.created, chunk.context
-		HAVING pg_catalog.count(*) OPERATOR(pg_catalog.=)
-			pg_catalog.max(chunk.chunks)
-		UNION ALL
-		SELECT 'memory'::pg_catalog.text, record, created, context, payload
-		FROM @extschema@.absmartly_outbox_memory()) AS waiting,
-		LATERAL @extschema@.absmartly_decode_events(waiting.payload) AS event;
+	FROM @extschema@.absmartly_outbox_records(
+			'absmartly_pending_events'::pg_catalog.text) AS waiting,
+		LATERAL @extschema@.absmartly_decode_events(
+			waiting.payload, waiting.created) AS event;
 
 COMMENT ON VIEW absmartly_pending_events IS
 'events that wait to be sent or are held, a row each';
+COMMENT ON COLUMN absmartly_pending_events.created IS
+'when the transaction that recorded the event ended';
 COMMENT ON COLUMN absmartly_pending_events.context_id IS
 'session context that has recorded the event; NULL: none has';
 COMMENT ON COLUMN absmartly_pending_events.context IS
@@ -771,7 +703,7 @@ COMMENT ON COLUMN absmartly_pending_events.attributes IS
 REVOKE ALL ON absmartly_pending_events FROM PUBLIC;
 
 CREATE VIEW absmartly_dead_letters AS
-	SELECT dead.record, dead.created, dead.note,
+	SELECT dead.record, event.created, dead.note,
 		event.context, event.kind, event.event_time,
 		event.unit_types, event.units,
 		event.experiment, event.experiment_id, event.unit_type, event.variant,
@@ -779,21 +711,17 @@ CREATE VIEW absmartly_dead_letters AS
 		event.custom, event.audience_mismatch, event.rule_override,
 		event.held_out, event.holdout_id,
 		event.goal, event.properties, event.attributes, event.historic
-	FROM (
-		SELECT record, created, pg_catalog.max(note) AS note,
-			pg_catalog.string_agg(payload, ''::pg_catalog.bytea ORDER BY chunk)
-				AS payload
-		FROM @extschema@.absmartly_outbox_parked
-		WHERE status OPERATOR(pg_catalog.=) 3
-		GROUP BY record, created
-		HAVING pg_catalog.count(*) OPERATOR(pg_catalog.=)
-			pg_catalog.max(chunks)) AS dead,
-		LATERAL @extschema@.absmartly_decode_events(dead.payload) AS event;
+	FROM @extschema@.absmartly_outbox_records(
+			'absmartly_dead_letters'::pg_catalog.text) AS dead,
+		LATERAL @extschema@.absmartly_decode_events(
+			dead.payload, dead.created) AS event;
 
 COMMENT ON VIEW absmartly_dead_letters IS
 'events that the collector refused for good, a row each';
 COMMENT ON COLUMN absmartly_dead_letters.record IS
 'id of the record, for absmartly_requeue and absmartly_discard';
+COMMENT ON COLUMN absmartly_dead_letters.created IS
+'when the transaction that recorded the event ended';
 COMMENT ON COLUMN absmartly_dead_letters.note IS
 'the collector''s words';
 COMMENT ON COLUMN absmartly_dead_letters.context IS

@@ -465,7 +465,7 @@ count_what_waits(uint64 key)
 	{
 		ListCell *cell;
 
-		foreach (cell, queue_list(state))
+		foreach (cell, queue_list(state, NULL))
 		{
 			const EventRecord *record = lfirst(cell);
 

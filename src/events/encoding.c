@@ -32,6 +32,8 @@
  *					attributes are not preceded by a time, and each has twice
  *					its name's number, plus 1 if it is set when it is
  *					published, or else followed by its time
+ *	0B delay		signed: the events that follow are so many ms younger,
+ *					compared with the record, than those before
  *
  * Exposures and goals belong to the context before them.  An exposure of a
  * unit of its own thus takes some 23 bytes.
@@ -52,7 +54,8 @@ typedef enum Operation
 	OP_EXPOSURE_HOLDOUTS,
 	OP_GOAL,
 	OP_GOAL_PROPERTIES,
-	OP_CONTEXT_TIMES
+	OP_CONTEXT_TIMES,
+	OP_DELAY
 } Operation;
 
 #define CONTEXT_HISTORIC 0x01
@@ -643,6 +646,22 @@ encoder_add_context(Encoder *encoder, const EventContext *context)
 	return true;
 }
 
+bool
+encoder_set_delay(Encoder *encoder, int64_t delay)
+{
+	uint64_t difference = (uint64_t) delay - (uint64_t) encoder->at.delay;
+	char *to;
+
+	if (difference == 0)
+		return true;
+	if (!has_room(encoder, 1 + VARINT_64, 0))
+		return false;
+	to = put_byte(write_begin(encoder), OP_DELAY);
+	write_end(encoder, put_varint(to, zigzag((int64_t) difference)));
+	encoder->at.delay = delay;
+	return true;
+}
+
 size_t
 encoder_exposure_bound(const EventContext *context,
 					   const EventExposure *exposure)
@@ -969,6 +988,15 @@ read_goal(Decoder *decoder, Reader *reader, bool has_properties)
 	}
 }
 
+static void
+read_delay(Decoder *decoder, Reader *reader)
+{
+	int64_t delay = get_time(reader, decoder->delay);
+
+	if (reader->ok)
+		decoder->delay = delay;
+}
+
 int
 encoding_version(const char *data, size_t length)
 {
@@ -983,6 +1011,7 @@ decoder_begin(Decoder *decoder, const char *data, size_t length)
 	decoder->next = data + 1;
 	decoder->end = data + length;
 	decoder->last_time = 0;
+	decoder->delay = 0;
 	decoder->has_context = false;
 	decoder->ntexts = 0;
 	decoder->nexperiments = 0;
@@ -1040,6 +1069,9 @@ decoder_next(Decoder *decoder)
 			case OP_GOAL_PROPERTIES:
 				read_goal(decoder, &reader, true);
 				kind = EVENT_GOAL;
+				break;
+			case OP_DELAY:
+				read_delay(decoder, &reader);
 				break;
 			default:
 				reader.ok = false;

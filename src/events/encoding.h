@@ -91,6 +91,7 @@ typedef struct EncoderMark
 	uint16_t ntexts;
 	uint16_t nexperiments;
 	int64_t last_time; /* that the next one is a difference to */
+	int64_t delay; /* of the events that follow: encoder_set_delay() */
 } EncoderMark;
 
 #define ENCODER_SLOTS 4096 /* of the index over texts; a power of 2 */
@@ -157,6 +158,13 @@ extern bool encoder_add_goal(Encoder *encoder, const EventContext *context,
  */
 extern bool encoder_add_context(Encoder *encoder, const EventContext *context);
 
+/*
+ * Says by how many ms the events that follow are younger than the record that
+ * the payload is of, when it has those of several transactions.  False if there
+ * may be no room for that.
+ */
+extern bool encoder_set_delay(Encoder *encoder, int64_t delay);
+
 /* Goes back to an earlier state (at); the next event starts a context. */
 extern void encoder_truncate(Encoder *encoder, const EncoderMark *mark);
 
@@ -193,6 +201,7 @@ typedef struct Decoder
 	const char *next;
 	const char *end;
 	int64_t last_time;
+	int64_t delay; /* by which the event is younger than its record, ms */
 	bool has_context;
 	uint32_t ntexts;
 	uint32_t nexperiments;

@@ -133,6 +133,12 @@ heaps_open(int place, LOCKMODE mode, bool wait)
 	return relation;
 }
 
+const char *
+heaps_place(int place)
+{
+	return heap_names[place] + strlen("absmartly_outbox_");
+}
+
 /*
  * Rows
  */
@@ -265,7 +271,9 @@ heaps_insert(Relation relation, const HeapRecord *record, HeapInserted inserted,
 	row.endpoint = record->endpoint;
 	row.created = record->created;
 	/* an id that no two records share, for all that is likely */
-	row.record = (int64) (pg_prng_uint64(&pg_global_prng_state) >> 1) | 1;
+	row.record = record->id;
+	if (row.record == 0)
+		row.record = (int64) (pg_prng_uint64(&pg_global_prng_state) >> 1) | 1;
 	row.context = (int64) payload->context;
 	row.sequence = (int64) payload->sequence;
 	row.contexts = (int32) payload->contexts;

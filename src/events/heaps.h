@@ -58,6 +58,7 @@ typedef enum HeapText
 typedef struct HeapRecord
 {
 	int status;
+	int64 id; /* 0: a new one */
 	Oid database;
 	int64 endpoint;
 	TimestampTz created;
@@ -99,6 +100,9 @@ heap_row(Page page, ItemId item)
 
 	return (HeapRow *) ((char *) header + header->t_hoff);
 }
+
+/* The word for a heap in the views. */
+extern const char *heaps_place(int place);
 
 /* The texts of a row, in place. */
 extern void heaps_row_texts(const HeapRow *row, EngineText texts[HEAP_TEXTS]);

@@ -18,7 +18,9 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "storage/lwlock.h"
+#include "storage/procarray.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -49,6 +51,7 @@ typedef struct QueueEntry
 	Oid database; /* InvalidOid: no entry begins here */
 	bool taken;
 	bool known; /* origin */
+	TransactionId mover; /* that takes it to the outbox, once it is written */
 	uint8 application_length;
 	uint8 application_version_length;
 	uint8 environment_length;
@@ -249,6 +252,7 @@ waiting_insert(DatabaseState *state, int32 number, int32 before)
 	QueueEntry *entry = entry_at(number);
 
 	entry->taken = false;
+	entry->mover = InvalidTransactionId;
 	entry->following = before;
 	if (before != NO_BLOCK)
 	{
@@ -315,6 +319,18 @@ taken_remove(DatabaseState *state, int32 number)
 		state->queue_taken = entry->following;
 	if (entry->following != NO_BLOCK)
 		entry_at(entry->following)->previous = entry->previous;
+}
+
+/* Takes a taken entry out of the queue. */
+static void
+taken_drop(DatabaseState *state, int32 number)
+{
+	QueueEntry *entry = entry_at(number);
+
+	taken_remove(state, number);
+	state->queue_entries--;
+	state->queue_bytes -= (int64) entry->nblocks * BLOCK_SIZE;
+	pool_return(number);
 }
 
 /*
@@ -401,21 +417,39 @@ queue_put(DatabaseState *state, const EventOrigin *origin,
  * The worker's side
  */
 
+/* Those taken last come first, so each one's place is soon found. */
 void
 queue_worker_start(DatabaseState *state)
 {
 	if (queue == NULL)
 		return;
-	LWLockAcquire(&queue->lock, LW_EXCLUSIVE);
-
-	/* those taken last come first, so each one's place is soon found */
 	while (state->queue_taken != NO_BLOCK)
 	{
+		/* only the worker changes what is taken */
 		int32 number = state->queue_taken;
+		TransactionId mover = entry_at(number)->mover;
+		bool moved =
+			TransactionIdIsValid(mover) && TransactionIdDidCommit(mover);
 
-		taken_remove(state, number);
-		waiting_return(state, number);
+		LWLockAcquire(&queue->lock, LW_EXCLUSIVE);
+		if (moved)
+			taken_drop(state, number);
+		else
+		{
+			taken_remove(state, number);
+			waiting_return(state, number);
+		}
+		LWLockRelease(&queue->lock);
 	}
+}
+
+void
+queue_moving(DatabaseState *state, TransactionId mover)
+{
+	LWLockAcquire(&queue->lock, LW_EXCLUSIVE);
+	for (int32 number = state->queue_taken; number != NO_BLOCK;
+		 number = entry_at(number)->following)
+		entry_at(number)->mover = mover;
 	LWLockRelease(&queue->lock);
 }
 
@@ -455,6 +489,7 @@ copy_entry(int32 number)
 	record->payload.context = entry->context;
 	record->payload.sequence = entry->sequence;
 	record->entry = number;
+	record->mover = entry->mover;
 	return record;
 }
 
@@ -517,14 +552,7 @@ queue_remove(DatabaseState *state, EventRecord *record)
 {
 	LWLockAcquire(&queue->lock, LW_EXCLUSIVE);
 	if (still_taken(state, record))
-	{
-		QueueEntry *entry = entry_at(record->entry);
-
-		taken_remove(state, record->entry);
-		state->queue_entries--;
-		state->queue_bytes -= (int64) entry->nblocks * BLOCK_SIZE;
-		pool_return(record->entry);
-	}
+		taken_drop(state, record->entry);
 	LWLockRelease(&queue->lock);
 }
 
@@ -571,14 +599,20 @@ queue_fill(DatabaseState *state, int64 *entries, int64 *bytes)
 }
 
 List *
-queue_list(DatabaseState *state)
+queue_list(DatabaseState *state, Snapshot moment)
 {
 	List *records = NIL;
 
-	if (queue == NULL)
+	if (queue == NULL || state == NULL)
+	{
+		if (moment != NULL)
+			(void) GetSnapshotData(moment);
 		return NIL;
+	}
 	/* an error releases the lock */
 	LWLockAcquire(&queue->lock, LW_SHARED);
+	if (moment != NULL)
+		(void) GetSnapshotData(moment);
 	for (int32 number = state->queue_taken; number != NO_BLOCK;
 		 number = entry_at(number)->following)
 		records = lappend(records, copy_entry(number));

@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "nodes/pg_list.h"
+#include "utils/snapshot.h"
 
 #include "events/record.h"
 
@@ -36,7 +37,10 @@ extern bool queue_has_room(Size bytes);
 
 /* The worker's side: */
 
-/* At a worker's start: what another one had taken is there again. */
+/*
+ * At a worker's start: what another one had taken is there again, unless it has
+ * come to the outbox.
+ */
 extern void queue_worker_start(DatabaseState *state);
 
 /*
@@ -44,6 +48,12 @@ extern void queue_worker_start(DatabaseState *state);
  * it is taken then.  NULL if there is none.
  */
 extern EventRecord *queue_take(DatabaseState *state);
+
+/*
+ * What is taken has been written to the outbox by a transaction, and is there
+ * from the moment of its commit; if it does, the worker removes it afterwards.
+ */
+extern void queue_moving(DatabaseState *state, TransactionId mover);
 
 /* When the oldest entry that is not taken came; 0: there is none. */
 extern TimestampTz queue_oldest(DatabaseState *state);
@@ -57,9 +67,11 @@ extern void queue_clear(DatabaseState *state);
 
 /*
  * For monitoring: copies of all entries, taken or not; entries, and bytes of
- * the pool that they take.
+ * the pool that they take.  moment, if not NULL, becomes what is committed at
+ * the moment of the list: an entry whose mover is among that is in the outbox
+ * as well.
  */
-extern List *queue_list(DatabaseState *state);
+extern List *queue_list(DatabaseState *state, Snapshot moment);
 extern void queue_fill(DatabaseState *state, int64 *entries, int64 *bytes);
 
 #endif /* ABSMARTLY_EVENTS_QUEUE_H */

@@ -861,13 +861,17 @@ note_parked(void *argument, BlockNumber page)
 	*parked = (ParkedPage){payload->context, payload->sequence, page};
 }
 
-/* Copies a record as it is to the third heap; the original is acknowledged. */
+/*
+ * Copies a record as it is, with its id, to the third heap; the original is
+ * acknowledged.
+ */
 static void
 park_stored(StoredRecord *stored)
 {
 	HeapRecord record = {.status = stored->to_hold      ? OUTBOX_HELD
 								   : is_foreign(stored) ? OUTBOX_FOREIGN
 														: OUTBOX_UNREADABLE,
+						 .id = stored->record.id,
 						 .database = stored->database,
 						 .endpoint = stored->endpoint,
 						 .created = stored->record.created,

@@ -61,6 +61,7 @@ typedef struct EventRecord
 	const EventOrigin *origin; /* lives as long as the process */
 	EventPayload payload;
 	int32 entry; /* RECORD_MEMORY: the queue's entry */
+	TransactionId mover; /* and the transaction that takes it elsewhere */
 	int ntids; /* else: its tuples */
 	ItemPointerData *tids;
 } EventRecord;

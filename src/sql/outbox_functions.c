@@ -10,16 +10,19 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
 #include "events/guard.h"
+#include "events/look.h"
 #include "events/outbox.h"
-#include "events/queue.h"
 #include "sql/function.h"
 #include "sql/granted.h"
+#include "sql/text.h"
 
-#define MEMORY_COLUMNS 13
+#define RECORD_COLUMNS 15
 
 PG_FUNCTION_INFO_V1(absmartly_outbox_guard);
 
@@ -56,6 +59,66 @@ SQL_FUNCTION(absmartly_outbox_keep)
 	PG_RETURN_NULL();
 }
 
+/* The statuses that a view shows, as bits. */
+typedef struct ViewOfRecords
+{
+	const char *name;
+	uint32 statuses;
+	bool events; /* it shows what is in the payloads */
+} ViewOfRecords;
+
+#define PENDING_STATUSES \
+	(1U << OUTBOX_WAITING | 1U << OUTBOX_PREPARED | 1U << OUTBOX_HELD)
+
+static const ViewOfRecords views[] = {
+	{"absmartly_outbox",
+	 PENDING_STATUSES | 1U << OUTBOX_FOREIGN | 1U << OUTBOX_DEAD |
+		 1U << OUTBOX_UNREADABLE,
+	 false},
+	{"absmartly_pending_events", PENDING_STATUSES, true},
+	{"absmartly_dead_letters", 1U << OUTBOX_DEAD, true}};
+
+static const ViewOfRecords *
+find_view(const char *name)
+{
+	for (int i = 0; i < (int) lengthof(views); i++)
+		if (strcmp(views[i].name, name) == 0)
+			return &views[i];
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("\"%s\" is no view of records", name)));
+}
+
+static const char *
+status_word(OutboxStatus status)
+{
+	switch (status)
+	{
+		case OUTBOX_HELD:
+			return "held";
+		case OUTBOX_FOREIGN:
+			return "foreign";
+		case OUTBOX_DEAD:
+			return "dead";
+		case OUTBOX_UNREADABLE:
+			return "unreadable";
+		default:
+			return "waiting";
+	}
+}
+
+/* UTF-8 that is shown as well as the database's encoding can. */
+static Datum
+shown_text(EngineText utf8)
+{
+	return CStringGetTextDatum(text_for_message(utf8));
+}
+
+static Datum
+context_id(uint64 key)
+{
+	return CStringGetTextDatum(psprintf("%016" INT64_MODIFIER "x", key));
+}
+
 static Datum
 make_bytea(const char *data, Size length)
 {
@@ -66,59 +129,72 @@ make_bytea(const char *data, Size length)
 	return PointerGetDatum(result);
 }
 
-PG_FUNCTION_INFO_V1(absmartly_outbox_memory);
+typedef struct RecordsResult
+{
+	ReturnSetInfo *rows;
+	const ViewOfRecords *view;
+	MemoryContext context; /* of a record's values */
+} RecordsResult;
+
+static void
+put_record(void *argument, const LookRecord *record)
+{
+	RecordsResult *result = argument;
+	const EventPayload *payload = &record->payload;
+	MemoryContext caller = MemoryContextSwitchTo(result->context);
+	Datum values[RECORD_COLUMNS];
+	bool nulls[RECORD_COLUMNS] = {false};
+	int column = 0;
+
+	values[column++] = CStringGetTextDatum(record->place);
+	values[column++] = CStringGetTextDatum(status_word(record->status));
+	values[column++] = Int64GetDatum(record->id);
+	values[column++] = TimestampTzGetDatum(record->created);
+	values[column++] = ObjectIdGetDatum(record->database);
+	nulls[column] = payload->context == 0;
+	values[column++] =
+		payload->context == 0 ? (Datum) 0 : context_id(payload->context);
+	values[column++] = Int32GetDatum((int32) payload->contexts);
+	values[column++] = Int32GetDatum((int32) payload->exposures);
+	values[column++] = Int32GetDatum((int32) payload->goals);
+	values[column++] = shown_text(record->application);
+	values[column++] = shown_text(record->application_version);
+	values[column++] = shown_text(record->environment);
+	values[column++] = Int64GetDatum((int64) payload->length);
+	values[column++] = PointerGetDatum(
+		cstring_to_text_with_len(record->note.data, (int) record->note.length));
+	nulls[column] = !result->view->events;
+	values[column++] = result->view->events
+						   ? make_bytea(payload->data, payload->length)
+						   : (Datum) 0;
+	Assert(column == RECORD_COLUMNS);
+	tuplestore_putvalues(result->rows->setResult, result->rows->setDesc, values,
+						 nulls);
+	MemoryContextSwitchTo(caller);
+	MemoryContextReset(result->context);
+}
+
+PG_FUNCTION_INFO_V1(absmartly_outbox_records);
 
 /*
- * absmartly_outbox_memory() -> table
+ * absmartly_outbox_records(view text) -> table; strict
  *
- * What waits in this database's memory queue: for the views, in which it
- * stands beside what is in the heaps.  The payload is for who may read the view
- * of events, and null for who may read the one of records only; 42501 for all
- * others.
+ * The records that a view shows, wherever they are; the payload is null for the
+ * view that does not show it.  22023 if there is no such view, 42501 for who
+ * may not read it.
  */
-SQL_FUNCTION(absmartly_outbox_memory)
+SQL_FUNCTION(absmartly_outbox_records)
 {
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	DatabaseState *state = shared_my_database();
-	bool events = granted_view(fcinfo, "absmartly_pending_events");
-	List *records;
-	ListCell *cell;
+	RecordsResult result = {.rows = (ReturnSetInfo *) fcinfo->resultinfo};
 
-	if (!events && !granted_view(fcinfo, "absmartly_outbox"))
-		granted_refuse(fcinfo, "absmartly_outbox");
-	records = state ? queue_list(state) : NIL;
+	result.view = find_view(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	if (!granted_view(fcinfo, result.view->name))
+		granted_refuse(fcinfo, result.view->name);
 	InitMaterializedSRF(fcinfo, 0);
-	foreach (cell, records)
-	{
-		const EventRecord *record = lfirst(cell);
-		const EventOrigin *origin = record->origin;
-		const EventPayload *payload = &record->payload;
-		Datum values[MEMORY_COLUMNS];
-		bool nulls[MEMORY_COLUMNS] = {false};
-		int column = 0;
-
-		CHECK_FOR_INTERRUPTS();
-		values[column++] = Int64GetDatum(record->id);
-		values[column++] = Int64GetDatum((int64) payload->context);
-		values[column++] = Int64GetDatum((int64) payload->sequence);
-		values[column++] = TimestampTzGetDatum(record->created);
-		values[column++] = ObjectIdGetDatum(MyDatabaseId);
-		values[column++] = Int32GetDatum((int32) payload->contexts);
-		values[column++] = Int32GetDatum((int32) payload->exposures);
-		values[column++] = Int32GetDatum((int32) payload->goals);
-		values[column++] =
-			make_bytea(origin->application, strlen(origin->application));
-		values[column++] = make_bytea(origin->application_version,
-									  strlen(origin->application_version));
-		values[column++] =
-			make_bytea(origin->environment, strlen(origin->environment));
-		values[column++] = Int32GetDatum((int32) payload->length);
-		if (events)
-			values[column] = make_bytea(payload->data, payload->length);
-		else
-			nulls[column] = true;
-		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
-	}
+	result.context = AllocSetContextCreate(
+		CurrentMemoryContext, "absmartly record", ALLOCSET_DEFAULT_SIZES);
+	look(result.view->statuses, put_record, &result);
+	MemoryContextDelete(result.context);
 	return (Datum) 0;
 }
 

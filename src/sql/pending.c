@@ -27,6 +27,7 @@
 /* columns of absmartly_decode_events() */
 enum
 {
+	COLUMN_CREATED,
 	COLUMN_CONTEXT,
 	COLUMN_UNIT_TYPES,
 	COLUMN_UNITS,
@@ -91,11 +92,100 @@ text_value(EngineText text)
 	return CStringGetTextDatum(checked_text(text));
 }
 
+/*
+ * JSON text may have escapes that are text to nobody here: \u0000, halves of a
+ * surrogate pair, characters that the database's encoding lacks.  The server
+ * takes it as JSON all the same, and fails where a member becomes text.  Such
+ * an event must not keep others from being seen: it is shown with U+FFFD
+ * instead.
+ */
+#define ESCAPE_LENGTH 6 /* \uXXXX */
+
+static int
+hexadecimal_digit(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	c |= 0x20;
+	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* The code unit of an escape; -1 if there is none. */
+static int
+escaped_unit(const char *at, const char *end)
+{
+	int unit = 0;
+
+	if (end - at < ESCAPE_LENGTH || at[0] != '\\' || at[1] != 'u')
+		return -1;
+	for (int i = 2; i < ESCAPE_LENGTH; i++)
+	{
+		int digit = hexadecimal_digit(at[i]);
+
+		if (digit < 0)
+			return -1;
+		unit = unit << 4 | digit;
+	}
+	return unit;
+}
+
+/* Bytes of an escape, or of a pair of them, and whether that is a text. */
+static int
+escape_length(const char *at, const char *end, bool *is_text)
+{
+	int unit = escaped_unit(at, end);
+	int next;
+
+	*is_text = true;
+	if (unit < 0)
+		return Min(2, (int) (end - at));
+	*is_text = unit != 0 && (unit < 0x80 || text_database_is_utf8());
+	if (unit < 0xD800 || unit > 0xDFFF)
+		return ESCAPE_LENGTH;
+	next = escaped_unit(at + ESCAPE_LENGTH, end);
+	if (unit <= 0xDBFF && next >= 0xDC00 && next <= 0xDFFF)
+		return 2 * ESCAPE_LENGTH;
+	*is_text = false;
+	return ESCAPE_LENGTH;
+}
+
+static EngineText
+readable_json(EngineText json)
+{
+	const char *replacement = text_database_is_utf8() ? "\\ufffd" : "?";
+	const char *end = json.data + json.length;
+	const char *start = json.data; /* of what is not copied yet */
+	const char *at = json.data;
+	StringInfoData readable;
+
+	readable.data = NULL;
+	while ((at = memchr(at, '\\', (size_t) (end - at))) != NULL)
+	{
+		bool is_text;
+		int length = escape_length(at, end, &is_text);
+
+		if (!is_text)
+		{
+			if (readable.data == NULL)
+				initStringInfo(&readable);
+			appendBinaryStringInfo(&readable, start, (int) (at - start));
+			appendStringInfoString(&readable, replacement);
+			start = at + length;
+		}
+		at += length;
+	}
+	if (readable.data == NULL)
+		return json;
+	appendBinaryStringInfo(&readable, start, (int) (end - start));
+	return (EngineText){readable.data, (size_t) readable.len};
+}
+
 /* Raises 22P02 if it is no JSON. */
 static Datum
 json_value(EngineText text)
 {
-	return DirectFunctionCall1(json_in, CStringGetDatum(checked_text(text)));
+	return DirectFunctionCall1(
+		json_in, CStringGetDatum(checked_text(readable_json(text))));
 }
 
 static Datum
@@ -109,6 +199,16 @@ time_value(int64 ms)
 		pg_mul_s64_overflow(time, 1000, &time) || !IS_VALID_TIMESTAMP(time))
 		raise_malformed("A time in it is out of range.");
 	return TimestampTzGetDatum(time);
+}
+
+/* When an event was recorded, so many ms after its record. */
+static Datum
+created_value(TimestampTz created, int64 delay)
+{
+	if (pg_mul_s64_overflow(delay, 1000, &delay) ||
+		pg_add_s64_overflow(created, delay, &created))
+		raise_malformed("A delay in it is out of range.");
+	return TimestampTzGetDatum(created);
 }
 
 static Datum
@@ -203,34 +303,42 @@ require_reader(FunctionCallInfo fcinfo)
 PG_FUNCTION_INFO_V1(absmartly_decode_events);
 
 /*
- * absmartly_decode_events(bytea) -> setof record; strict
+ * absmartly_decode_events(payload bytea, record_created timestamptz)
+ *		-> setof record
  *
- * A payload's events in their order.  Raises XX001 if it is malformed, 0A000
- * if it is of another version, 42501 for who may read neither of the views of
- * events.
+ * A payload's events in their order, with the times at which they were recorded
+ * if the record's is given; none of a payload that is null, or of a version
+ *that is not known.  Raises XX001 if it is malformed, 42501 for who may read
+ *neither of the views of events.
  */
 SQL_FUNCTION(absmartly_decode_events)
 {
-	const bytea *payload = PG_GETARG_BYTEA_PP(0);
-	const char *data = VARDATA_ANY(payload);
-	size_t length = VARSIZE_ANY_EXHDR(payload);
+	const bytea *payload;
+	TimestampTz created = PG_ARGISNULL(1) ? 0 : PG_GETARG_TIMESTAMPTZ(1);
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext of_context;
 	MemoryContext of_event;
-	Decoder *decoder = palloc(sizeof(Decoder));
+	Decoder *decoder;
 	int32 contexts = 0;
 	EventKind kind;
 	Row row;
 
 	require_reader(fcinfo);
 	InitMaterializedSRF(fcinfo, 0);
-	if (length == 0)
+	if (PG_ARGISNULL(0))
+		return (Datum) 0;
+	payload = PG_GETARG_BYTEA_PP(0);
+	if (VARSIZE_ANY_EXHDR(payload) == 0)
 		raise_malformed("It is empty.");
-	if (!decoder_begin(decoder, data, length))
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("payload of events is of the unknown version %d",
-							   encoding_version(data, length))));
+	decoder = palloc(sizeof(Decoder));
+	if (!decoder_begin(decoder, VARDATA_ANY(payload),
+					   VARSIZE_ANY_EXHDR(payload)))
+	{
+		/* the worker says so, and puts it aside */
+		pfree(decoder);
+		return (Datum) 0;
+	}
 
 	of_context = AllocSetContextCreate(caller, "absmartly context of events",
 									   ALLOCSET_DEFAULT_SIZES);
@@ -254,6 +362,8 @@ SQL_FUNCTION(absmartly_decode_events)
 		MemoryContextSwitchTo(of_event);
 		memset(row.nulls + LAST_CONTEXT_COLUMN + 1, true,
 			   COLUMN_COUNT - LAST_CONTEXT_COLUMN - 1);
+		set(&row, COLUMN_CREATED, created_value(created, decoder->delay));
+		row.nulls[COLUMN_CREATED] = PG_ARGISNULL(1);
 		if (kind == EVENT_EXPOSURE)
 			set_exposure(&row, &decoder->exposure);
 		else

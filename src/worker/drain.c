@@ -42,7 +42,9 @@
 typedef struct Merge
 {
 	OutboxWriter *writer;
-	const EventRecord *first; /* whose origin and time count; NULL: empty */
+	const EventRecord *first; /* whose origin and time are the record's, and
+							   * to whose time the others' is a delay; NULL:
+							   * empty */
 	char data[MERGED_BYTES];
 } Merge;
 
@@ -67,9 +69,20 @@ merge_end(Merge *merge)
 	merge->first = NULL;
 }
 
-static bool
-add_event(EventKind kind)
+/* Rounded up: nothing was recorded before it happened. */
+static int64
+delay_ms(const Merge *merge, const EventRecord *record)
 {
+	int64 delay = record->created - merge->first->created;
+
+	return (delay > 0 ? delay + 999 : delay) / 1000;
+}
+
+static bool
+add_event(Merge *merge, const EventRecord *record, EventKind kind)
+{
+	if (!encoder_set_delay(&encoder, delay_ms(merge, record)))
+		return false;
 	return kind == EVENT_EXPOSURE
 			   ? encoder_add_exposure(&encoder, &decoder.context,
 									  &decoder.exposure)
@@ -96,20 +109,20 @@ merge_record(Merge *merge, const EventRecord *record)
 			continue;
 		if (kind == EVENT_MALFORMED)
 			elog(ERROR, "events in the memory queue are damaged");
-		if (merge->first != NULL &&
-			(encoder.at.contexts >= MERGED_CONTEXTS || !add_event(kind)))
+		if (merge->first != NULL && (encoder.at.contexts >= MERGED_CONTEXTS ||
+									 !add_event(merge, record, kind)))
 			merge_end(merge);
 		else if (merge->first != NULL)
 			continue;
 		merge->first = record;
 		encoder_begin(&encoder, merge->data, MERGED_BYTES);
-		if (!add_event(kind))
+		if (!add_event(merge, record, kind))
 			elog(ERROR, "an event of the memory queue does not fit");
 	}
 }
 
 static void
-write_records(List *records)
+write_records(DatabaseState *state, List *records)
 {
 	static Merge merge;
 	ListCell *cell;
@@ -126,6 +139,7 @@ write_records(List *records)
 		merge_record(&merge, lfirst(cell));
 	merge_end(&merge);
 	outbox_write_end(merge.writer);
+	queue_moving(state, GetCurrentTransactionId());
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 }
@@ -152,7 +166,7 @@ drain_some(DatabaseState *state, int64 most)
 			loose = NULL;
 		}
 		if (records != NIL)
-			write_records(records);
+			write_records(state, records);
 	}
 	PG_CATCH();
 	{

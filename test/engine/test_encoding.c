@@ -452,6 +452,53 @@ test_text_limit(void)
 }
 
 static void
+test_delays(void)
+{
+	static const int64_t delays[] = {0, 0, 5, 5, -1, INT64_MAX, INT64_MIN, 7};
+	EventUnit unit;
+	EventContext context = one_unit(&unit, TEXT("user_id"), 1);
+	EventGoal goal = {.name = TEXT("goal"), .achieved_at = NOW};
+	EncoderMark mark;
+	uint32_t before;
+	int read = 0;
+
+	encoder_begin(&encoder, memory, ROOM);
+	for (size_t i = 0; i < COUNT(delays); i++)
+		if (!encoder_set_delay(&encoder, delays[i]) ||
+			!encoder_add_goal(&encoder, &context, &goal))
+			abort();
+	tap_ok(encoder.at.contexts == 1, "a delay leaves the context in force");
+	before = encoder.at.length;
+	tap_ok(encoder_set_delay(&encoder, 7) && encoder.at.length == before,
+		   "the same delay takes no room");
+
+	mark = encoder.at;
+	encoder_set_delay(&encoder, 1000);
+	encoder_truncate(&encoder, &mark);
+	encoder_set_delay(&encoder, 8);
+	encoder_add_goal(&encoder, &context, &goal);
+	if (!decoder_begin(&decoder, memory, encoder.at.length))
+		abort();
+	for (size_t i = 0; i < COUNT(delays); i++)
+	{
+		EventKind kind = decoder_next(&decoder);
+
+		if (kind == EVENT_CONTEXT)
+			kind = decoder_next(&decoder);
+		read += kind == EVENT_GOAL && decoder.delay == delays[i];
+	}
+	tap_ok(read == COUNT(delays), "each event has its delay");
+	while (decoder_next(&decoder) == EVENT_CONTEXT)
+		;
+	tap_ok(decoder.delay == 8, "also after going back");
+
+	encoder_begin(&encoder, memory, 64);
+	encoder.at.length = 64 - 5;
+	tap_ok(!encoder_set_delay(&encoder, 1) && encoder.at.length == 64 - 5,
+		   "a delay without room is not written");
+}
+
+static void
 test_experiment_limit(void)
 {
 	EventUnit unit;
@@ -831,6 +878,7 @@ main(void)
 	test_bounds();
 	test_truncate();
 	test_text_limit();
+	test_delays();
 	test_experiment_limit();
 	test_context_limit();
 	test_continuation();

@@ -86,16 +86,17 @@ for my $view (sort keys %views)
 	unlike(as('looker', "TABLE $view"), qr/ERROR/, 'all of it');
 }
 like(as('looker', 'SELECT DISTINCT kind FROM absmartly_pending_events ORDER BY kind DESC'), qr/^goal/, 'events are seen');
-is(as('looker', 'SELECT count(*) FROM absmartly_outbox_memory() WHERE payload IS NULL'), '0', 'in memory, too');
+is(as('looker', q{SELECT count(*) FROM absmartly_outbox_records('absmartly_pending_events') WHERE payload IS NULL}), '0', 'from the function, too');
 
 # who may see records but not events gets no events from the function
 $node->safe_psql('postgres', 'GRANT SELECT ON absmartly_outbox TO counter; GRANT SELECT (goals) ON absmartly_outbox TO by_column');
 unlike(as('counter', 'SELECT sum(bytes) FROM absmartly_outbox'), qr/ERROR/, 'records can be granted alone');
-is(as('counter', 'SELECT count(payload) FROM absmartly_outbox_memory()'), '0', 'without what is in them');
+is(as('counter', q{SELECT count(payload) FROM absmartly_outbox_records('absmartly_outbox')}), '0', 'without what is in them');
 unlike(as('by_column', 'SELECT sum(goals) FROM absmartly_outbox'), qr/ERROR/, 'and by column');
 like(as('counter', $views{absmartly_pending_events}), qr/permission denied for view/, 'events are another thing');
 like(as($_->[0], "SELECT count(*) FROM $_->[1]"), qr/permission denied for function/, "$_->[0] may not call $_->[1]")
-	for [ 'app', 'absmartly_outbox_memory()' ], [ 'app', q{absmartly_decode_events('')} ], [ 'counter', q{absmartly_decode_events('')} ],
+	for [ 'app', q{absmartly_outbox_records('absmartly_outbox')} ], [ 'counter', q{absmartly_outbox_records('absmartly_pending_events')} ],
+	[ 'counter', q{absmartly_outbox_records('absmartly_dead_letters')} ], [ 'app', q{absmartly_decode_events('')} ], [ 'counter', q{absmartly_decode_events('')} ],
 	[ 'looker', 'absmartly_shared_data()' ], [ 'app', 'absmartly_stat_get()' ];
 $session->quit;
 

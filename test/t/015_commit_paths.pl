@@ -613,7 +613,8 @@ CREATE OPERATOR hostile.= (LEFTARG = pg_catalog.int4, RIGHTARG = pg_catalog.int4
 CREATE FUNCTION hostile.oid_equal(oid, oid) RETURNS boolean LANGUAGE sql AS 'SELECT hostile.trap()::boolean';
 CREATE OPERATOR hostile.= (LEFTARG = oid, RIGHTARG = oid, FUNCTION = hostile.oid_equal);
 CREATE FUNCTION hostile.absmartly_track(jsonb, text, jsonb) RETURNS void LANGUAGE sql AS 'SELECT hostile.trap()';
-CREATE FUNCTION hostile.absmartly_decode_events(bytea) RETURNS void LANGUAGE sql AS 'SELECT hostile.trap()';
+CREATE FUNCTION hostile.absmartly_outbox_records(text) RETURNS void LANGUAGE sql AS 'SELECT hostile.trap()';
+CREATE FUNCTION hostile.absmartly_decode_events(bytea, timestamptz) RETURNS void LANGUAGE sql AS 'SELECT hostile.trap()';
 CREATE TABLE shopping (n pg_catalog.int4, customer text);
 GRANT ALL ON shopping TO PUBLIC;
 CREATE TRIGGER shopping AFTER INSERT ON shopping FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('hostile', 'user_id=customer', 'n');

@@ -254,7 +254,7 @@ $node->safe_psql('postgres', 'CREATE DATABASE ambiguous');
 $node->safe_psql('ambiguous', <<'EOT');
 GRANT ALL ON SCHEMA public TO mallory;
 SET ROLE mallory;
-CREATE FUNCTION absmartly_outbox_memory(x int DEFAULT 0) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'a stranger runs'; END $$
+CREATE FUNCTION absmartly_outbox_records(view text, x int DEFAULT 0) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'a stranger runs'; END $$
 EOT
 fails_with($node, 'CREATE EXTENSION absmartly SCHEMA public;', '42725', qr/is not unique/, 'no choice is made among functions that fit as well',
 	database => 'ambiguous');
