@@ -87,6 +87,7 @@ CREATE FUNCTION bench_outbox_bytes() RETURNS bigint
 LANGUAGE sql VOLATILE
 AS $$
     SELECT pg_total_relation_size('absmartly_outbox_a') + pg_total_relation_size('absmartly_outbox_b')
+        + pg_total_relation_size('absmartly_outbox_bulk_a') + pg_total_relation_size('absmartly_outbox_bulk_b')
 $$;
 
 CREATE FUNCTION bench_cpu() RETURNS double precision

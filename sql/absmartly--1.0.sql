@@ -541,6 +541,76 @@ COMMENT ON MATERIALIZED VIEW absmartly_outbox_b IS
 'events that wait to be sent';
 REVOKE ALL ON absmartly_outbox_b FROM PUBLIC;
 
+CREATE MATERIALIZED VIEW absmartly_outbox_bulk_a
+USING heap
+WITH (fillfactor = 100, autovacuum_enabled = off)
+AS SELECT
+	0::int AS status,
+	0::pg_catalog.oid AS database,
+	0::bigint AS endpoint,
+	pg_catalog.now() AS created,
+	0::bigint AS record,
+	0::bigint AS context,
+	0::bigint AS sequence,
+	0::int AS chunk,
+	0::int AS chunks,
+	0::int AS contexts,
+	0::int AS exposures,
+	0::int AS goals,
+	''::pg_catalog.bytea AS application,
+	''::pg_catalog.bytea AS application_version,
+	''::pg_catalog.bytea AS environment,
+	''::pg_catalog.text AS note,
+	''::pg_catalog.bytea AS payload
+WHERE @extschema@.absmartly_outbox_guard();
+ALTER MATERIALIZED VIEW absmartly_outbox_bulk_a
+	ALTER COLUMN application SET STORAGE PLAIN,
+	ALTER COLUMN application_version SET STORAGE PLAIN,
+	ALTER COLUMN environment SET STORAGE PLAIN,
+	ALTER COLUMN note SET STORAGE PLAIN,
+	ALTER COLUMN payload SET STORAGE PLAIN;
+CREATE INDEX absmartly_outbox_bulk_a_order ON absmartly_outbox_bulk_a (status);
+CLUSTER absmartly_outbox_bulk_a USING absmartly_outbox_bulk_a_order;
+DROP INDEX absmartly_outbox_bulk_a_order;
+COMMENT ON MATERIALIZED VIEW absmartly_outbox_bulk_a IS
+'events in bulk that wait to be sent: historic ones, and those of large transactions';
+REVOKE ALL ON absmartly_outbox_bulk_a FROM PUBLIC;
+
+CREATE MATERIALIZED VIEW absmartly_outbox_bulk_b
+USING heap
+WITH (fillfactor = 100, autovacuum_enabled = off)
+AS SELECT
+	0::int AS status,
+	0::pg_catalog.oid AS database,
+	0::bigint AS endpoint,
+	pg_catalog.now() AS created,
+	0::bigint AS record,
+	0::bigint AS context,
+	0::bigint AS sequence,
+	0::int AS chunk,
+	0::int AS chunks,
+	0::int AS contexts,
+	0::int AS exposures,
+	0::int AS goals,
+	''::pg_catalog.bytea AS application,
+	''::pg_catalog.bytea AS application_version,
+	''::pg_catalog.bytea AS environment,
+	''::pg_catalog.text AS note,
+	''::pg_catalog.bytea AS payload
+WHERE @extschema@.absmartly_outbox_guard();
+ALTER MATERIALIZED VIEW absmartly_outbox_bulk_b
+	ALTER COLUMN application SET STORAGE PLAIN,
+	ALTER COLUMN application_version SET STORAGE PLAIN,
+	ALTER COLUMN environment SET STORAGE PLAIN,
+	ALTER COLUMN note SET STORAGE PLAIN,
+	ALTER COLUMN payload SET STORAGE PLAIN;
+CREATE INDEX absmartly_outbox_bulk_b_order ON absmartly_outbox_bulk_b (status);
+CLUSTER absmartly_outbox_bulk_b USING absmartly_outbox_bulk_b_order;
+DROP INDEX absmartly_outbox_bulk_b_order;
+COMMENT ON MATERIALIZED VIEW absmartly_outbox_bulk_b IS
+'events in bulk that wait to be sent: historic ones, and those of large transactions';
+REVOKE ALL ON absmartly_outbox_bulk_b FROM PUBLIC;
+
 CREATE MATERIALIZED VIEW absmartly_outbox_parked
 USING heap
 WITH (fillfactor = 100, autovacuum_enabled = off)
@@ -645,7 +715,7 @@ CREATE VIEW absmartly_outbox AS
 COMMENT ON VIEW absmartly_outbox IS
 'records that wait in the outbox or are kept there, a row each';
 COMMENT ON COLUMN absmartly_outbox.place IS
-'where the record is: a or b, of which one is written while the other is emptied, parked, or in memory';
+'where the record is: a or b, of which one is written while the other is emptied, bulk_a or bulk_b likewise, parked, or in memory';
 COMMENT ON COLUMN absmartly_outbox.status IS
 'waiting; held: of a session context, until that lets it go; foreign: of another database or endpoint; dead: refused by the collector; unreadable: of an unknown version';
 COMMENT ON COLUMN absmartly_outbox.record IS
@@ -879,6 +949,11 @@ CREATE FUNCTION absmartly_stat_get(
 	OUT outbox_events bigint,
 	OUT outbox_bytes bigint,
 	OUT outbox_oldest_age interval,
+	OUT live_oldest_age interval,
+	OUT bulk_records bigint,
+	OUT bulk_events bigint,
+	OUT bulk_bytes bigint,
+	OUT bulk_oldest_age interval,
 	OUT held_records bigint,
 	OUT foreign_records bigint,
 	OUT dead_letters bigint,
@@ -973,6 +1048,16 @@ COMMENT ON COLUMN absmartly_stat.outbox_bytes IS
 'size of the outbox on disk';
 COMMENT ON COLUMN absmartly_stat.outbox_oldest_age IS
 'age of the oldest record that waits; null if none does';
+COMMENT ON COLUMN absmartly_stat.live_oldest_age IS
+'age of the oldest one that is not bulk; null if none waits';
+COMMENT ON COLUMN absmartly_stat.bulk_records IS
+'records that are bulk, of those that wait: historic events, those of large transactions, and what was requeued';
+COMMENT ON COLUMN absmartly_stat.bulk_events IS
+'events in them';
+COMMENT ON COLUMN absmartly_stat.bulk_bytes IS
+'size of the heaps that hold bulk';
+COMMENT ON COLUMN absmartly_stat.bulk_oldest_age IS
+'age of the oldest record that is bulk; null if none waits';
 COMMENT ON COLUMN absmartly_stat.held_records IS
 'records that session contexts hold, moved aside: not among those that wait';
 COMMENT ON COLUMN absmartly_stat.foreign_records IS

@@ -454,7 +454,12 @@ count_what_waits(uint64 key)
 	if (heaps_find())
 		for (int place = 0; place < HEAPS_COUNT; place++)
 		{
-			Relation relation = heaps_open(place, AccessShareLock, true);
+			Relation relation;
+
+			/* what a context records is live, or was parked */
+			if (place != RECORD_PARKED && RECORD_LANE(place) != LANE_LIVE)
+				continue;
+			relation = heaps_open(place, AccessShareLock, true);
 
 			if (relation == NULL)
 				continue;

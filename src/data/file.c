@@ -108,8 +108,8 @@ read_all(int file, char *data, size_t length)
 }
 
 /*
- * Writes or replaces a file, of a head and what follows it.  Failure is reported
- * at WARNING, with what it means.
+ * Writes or replaces a file, of a head and what follows it.  Failure is
+ * reported at WARNING, with what it means.
  */
 static bool
 replace_file(Oid database, const char *suffix, const void *head,
@@ -295,11 +295,10 @@ file_read_endpoints(Oid database, FileEndpoints *endpoints)
 	CloseTransientFile(file);
 	if (!sound)
 	{
-		ereport(WARNING,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("file \"%s\" is not usable", path),
-				 errdetail("It is damaged, or of another version of "
-						   "absmartly. It is replaced.")));
+		ereport(WARNING, (errcode(ERRCODE_DATA_CORRUPTED),
+						  errmsg("file \"%s\" is not usable", path),
+						  errdetail("It is damaged, or of another version of "
+									"absmartly. It is replaced.")));
 		return false;
 	}
 	*endpoints = content.endpoints;

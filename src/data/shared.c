@@ -113,19 +113,22 @@ shared_startup(void)
 			ConditionVariableInit(&state->changed);
 			pg_atomic_init_u32(&state->look_wanted, 0);
 			pg_atomic_init_u32(&state->target_serial, 1);
-			pg_atomic_init_u32(&state->outbox_active, 0);
-			for (int j = 0; j < 3; j++)
+			for (int j = 0; j < (int) lengthof(state->outbox_blocks); j++)
 				pg_atomic_init_u32(&state->outbox_blocks[j], 0);
-			for (int j = 0; j < 2; j++)
+			for (int j = 0; j < (int) lengthof(state->outbox_settled); j++)
 				pg_atomic_init_u32(&state->outbox_settled[j], 0);
 			pg_atomic_init_u32(&state->outbox_rescan, 0);
-			pg_atomic_init_u64(&state->pending, 0);
-			pg_atomic_init_u32(&state->wake_at, 0);
+			for (int lane = 0; lane < LANE_COUNT; lane++)
+			{
+				pg_atomic_init_u32(&state->outbox_active[lane], 0);
+				pg_atomic_init_u64(&state->pending[lane], 0);
+				pg_atomic_init_u32(&state->wake_at[lane], 0);
+				state->queue_first[lane] = -1;
+				state->queue_last[lane] = -1;
+			}
 			pg_atomic_init_u32(&state->contexts_changed, 0);
 			for (int j = 0; j < COUNTER_COUNT; j++)
 				pg_atomic_init_u64(&state->counters[j], 0);
-			state->queue_first = -1;
-			state->queue_last = -1;
 			state->queue_taken = -1;
 		}
 
@@ -235,14 +238,17 @@ state_reset(DatabaseState *state, Oid database)
 	state->refresh_error[0] = '\0';
 	memset(&state->fetch, 0, sizeof(state->fetch));
 	pg_atomic_fetch_add_u32(&state->target_serial, 1);
-	pg_atomic_write_u32(&state->outbox_active, 0);
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < (int) lengthof(state->outbox_blocks); i++)
 		pg_atomic_write_u32(&state->outbox_blocks[i], 0);
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < (int) lengthof(state->outbox_settled); i++)
 		pg_atomic_write_u32(&state->outbox_settled[i], 0);
 	pg_atomic_write_u32(&state->outbox_rescan, 0);
-	pg_atomic_write_u64(&state->pending, 0);
-	pg_atomic_write_u32(&state->wake_at, 0);
+	for (int lane = 0; lane < LANE_COUNT; lane++)
+	{
+		pg_atomic_write_u32(&state->outbox_active[lane], 0);
+		pg_atomic_write_u64(&state->pending[lane], 0);
+		pg_atomic_write_u32(&state->wake_at[lane], 0);
+	}
 	for (int i = 0; i < COUNTER_COUNT; i++)
 		pg_atomic_write_u64(&state->counters[i], 0);
 	memset(state->endpoints, 0, sizeof(state->endpoints));
@@ -455,31 +461,31 @@ shared_wake_worker(DatabaseState *state)
 }
 
 void
-shared_events_committed(DatabaseState *state, uint64 contexts)
+shared_events_committed(DatabaseState *state, EventLane lane, uint64 contexts)
 {
 	uint64 pending =
-		pg_atomic_fetch_add_u64(&state->pending, contexts) + contexts;
-	uint32 wake_at = pg_atomic_read_u32(&state->wake_at);
+		pg_atomic_fetch_add_u64(&state->pending[lane], contexts) + contexts;
+	uint32 wake_at = pg_atomic_read_u32(&state->wake_at[lane]);
 
 	/* who sets it to 0 wakes the worker, so that it is woken once */
 	if (wake_at != 0 && pending >= wake_at &&
-		pg_atomic_compare_exchange_u32(&state->wake_at, &wake_at, 0))
+		pg_atomic_compare_exchange_u32(&state->wake_at[lane], &wake_at, 0))
 		shared_wake_worker(state);
 }
 
 uint64
-shared_events_take(DatabaseState *state)
+shared_events_take(DatabaseState *state, EventLane lane)
 {
-	pg_atomic_write_u32(&state->wake_at, 0);
-	return pg_atomic_exchange_u64(&state->pending, 0);
+	pg_atomic_write_u32(&state->wake_at[lane], 0);
+	return pg_atomic_exchange_u64(&state->pending[lane], 0);
 }
 
 bool
-shared_events_sleep(DatabaseState *state, uint32 wake_at)
+shared_events_sleep(DatabaseState *state, EventLane lane, uint32 wake_at)
 {
 	/* a full barrier: what is committed later will see it */
-	(void) pg_atomic_exchange_u32(&state->wake_at, wake_at);
-	return wake_at == 0 || pg_atomic_read_u64(&state->pending) < wake_at;
+	(void) pg_atomic_exchange_u32(&state->wake_at[lane], wake_at);
+	return wake_at == 0 || pg_atomic_read_u64(&state->pending[lane]) < wake_at;
 }
 
 void

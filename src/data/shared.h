@@ -92,6 +92,18 @@ typedef struct PublishStats
 	char last_warning[SHARED_MAX_ERROR];
 } PublishStats;
 
+/*
+ * Events come in two lanes, so that those of this moment do not wait behind
+ * masses: historic ones, and those of large transactions.
+ */
+typedef enum EventLane
+{
+	LANE_LIVE,
+	LANE_BULK
+} EventLane;
+
+#define LANE_COUNT 2
+
 /* What backends count at the ends of their transactions. */
 typedef enum EventCounter
 {
@@ -174,14 +186,19 @@ typedef struct DatabaseState
 	 * Events.  What is atomic is read and written without the lock.
 	 */
 	pg_atomic_uint32 target_serial; /* grows with each change of the target */
-	pg_atomic_uint32 outbox_active; /* the heap that writers use: 0 or 1 */
-	pg_atomic_uint32 outbox_blocks[3]; /* sizes of the heaps, as last seen */
-	pg_atomic_uint32 outbox_settled[2]; /* pages below are not looked at
-										 * again once they are empty */
+	pg_atomic_uint32 outbox_active[LANE_COUNT]; /* the lane's heap that writers
+												 * use: 0 or 1 */
+	pg_atomic_uint32 outbox_blocks[2 * LANE_COUNT + 1]; /* sizes of the heaps,
+														 * as last seen */
+	pg_atomic_uint32 outbox_settled[2 * LANE_COUNT]; /* pages below are not
+													  * looked at again once
+													  * they are empty */
 	pg_atomic_uint32 outbox_rescan; /* something came to such a page: bits of
-									 * the heaps, the third one included */
-	pg_atomic_uint64 pending; /* contexts committed since the worker looked */
-	pg_atomic_uint32 wake_at; /* wake the worker at so many; 0: don't */
+									 * the heaps, the parked one included */
+	pg_atomic_uint64 pending[LANE_COUNT]; /* contexts committed since the
+										   * worker looked */
+	pg_atomic_uint32 wake_at[LANE_COUNT]; /* wake the worker at so many; 0:
+										   * don't */
 	pg_atomic_uint64 counters[COUNTER_COUNT];
 	uint64 endpoints[SHARED_MAX_ENDPOINTS]; /* hashes of those that were this
 											 * server's, the present one last
@@ -220,8 +237,8 @@ typedef struct DatabaseState
 	uint32 discarded_next; /* where the next one goes */
 
 	/* the memory queue (events/queue.c), under the queue's own lock */
-	int32 queue_first; /* entry that waits; -1: none */
-	int32 queue_last;
+	int32 queue_first[LANE_COUNT]; /* entry that waits; -1: none */
+	int32 queue_last[LANE_COUNT];
 	int32 queue_taken; /* list of those that the worker has taken */
 	int64 queue_entries;
 	int64 queue_bytes;
@@ -319,18 +336,20 @@ extern void shared_wake_launcher(void);
 extern void shared_wake_worker(DatabaseState *state);
 
 /*
- * Tells the worker that so many contexts were committed, and wakes it if it
- * wants that.  For use at commit: never fails.
+ * Tells the worker that so many contexts were committed to a lane, and wakes it
+ * if it wants that.  For use at commit: never fails.
  */
-extern void shared_events_committed(DatabaseState *state, uint64 contexts);
+extern void shared_events_committed(DatabaseState *state, EventLane lane,
+									uint64 contexts);
 
 /*
  * The worker's side: takes what was told so far, and forgets it; says at how
  * many it wants to be woken (0: not at all).  False if there are as many
  * already: don't sleep then.
  */
-extern uint64 shared_events_take(DatabaseState *state);
-extern bool shared_events_sleep(DatabaseState *state, uint32 wake_at);
+extern uint64 shared_events_take(DatabaseState *state, EventLane lane);
+extern bool shared_events_sleep(DatabaseState *state, EventLane lane,
+								uint32 wake_at);
 
 /* Adds to a counter of this database, if there is shared memory. */
 extern void shared_count(EventCounter counter, uint64 number);

@@ -2,6 +2,10 @@
  * buffer.c
  *		The transaction's events, until it ends.
  *
+ * Historic events are bulk, and have payloads of their own.  So is all else of
+ *a transaction that has turned out to be large, but for what session contexts
+ * record: the worker makes one request of that.
+ *
  * Events are encoded when they are recorded, into payloads of the size of a
  * tuple of the outbox; at the end only bytes are left to be written.  There
  * are two streams of payloads: one for the outbox, one for the memory queue.
@@ -47,6 +51,13 @@
 #define PAYLOAD_BYTES 7000
 #define PAYLOAD_CONTEXTS 250
 
+/*
+ * A transaction with more than that is large: it does not fit in one request,
+ * or has to spill.
+ */
+#define LARGE_CONTEXTS 500
+#define LARGE_BYTES SPILL_BYTES
+
 /* finished payloads that are kept in memory, for each stream */
 #define SPILL_BYTES ((Size) 4 * 1024 * 1024)
 
@@ -74,6 +85,7 @@ typedef struct StreamMark
 	EncoderMark at; /* of the open one */
 	FilePosition position; /* of the open one, once it has been spilled */
 	uint64 bytes; /* of the finished ones */
+	uint64 contexts; /* in them */
 } StreamMark;
 
 typedef struct Stream
@@ -82,6 +94,7 @@ typedef struct Stream
 	char place[PAYLOAD_BYTES]; /* for it */
 	bool open;
 	uint64 context; /* key of the context whose events it has; 0: of none */
+	EventLane lane; /* LANE_BULK: its events are historic */
 
 	EventPayload *finished; /* in memory, after those in the file */
 	int nfinished;
@@ -94,7 +107,9 @@ typedef struct Stream
 	bool cut; /* the file's next payload is valid up to cut_at */
 	EncoderMark cut_at;
 
-	uint64 bytes; /* of all finished payloads, in memory or not */
+	/* of all finished payloads, in memory or not */
+	uint64 bytes;
+	uint64 contexts;
 } Stream;
 
 typedef enum StreamKind
@@ -121,6 +136,7 @@ typedef struct SpillHeader
 	uint32 exposures;
 	uint32 goals;
 	uint64 context;
+	EventLane lane;
 } SpillHeader;
 
 static Stream streams[STREAM_COUNT];
@@ -152,7 +168,7 @@ static int max_progress;
 /* what goes to the memory queue at commit */
 static EventPayload *to_queue;
 static int nto_queue;
-static uint64 contexts_written; /* without those that have to wait */
+static uint64 contexts_written[LANE_COUNT]; /* but those that have to wait */
 static uint64 exposures_written;
 static uint64 goals_written;
 
@@ -192,6 +208,7 @@ buffer_forget(void)
 		stream->nspilled = 0;
 		stream->cut = false;
 		stream->bytes = 0;
+		stream->contexts = 0;
 	}
 	recording = false;
 	context = NULL;
@@ -212,7 +229,7 @@ buffer_forget(void)
 	max_progress = 0;
 	to_queue = NULL;
 	nto_queue = 0;
-	contexts_written = 0;
+	memset(contexts_written, 0, sizeof(contexts_written));
 	exposures_written = 0;
 	goals_written = 0;
 	last_context = 0;
@@ -220,12 +237,25 @@ buffer_forget(void)
 	context_sequence_written = 0;
 }
 
-/* Bytes of exposures that the outbox takes before it is full. */
+/* Whether what a stream has is bulk for being so much. */
+static bool
+is_large(const Stream *stream)
+{
+	uint64 contexts =
+		stream->contexts + (stream->open ? stream->encoder.at.contexts : 0);
+
+	return contexts > LARGE_CONTEXTS ||
+		   (contexts > 1 && stream->bytes >= LARGE_BYTES);
+}
+
+/* Bytes of exposures that the outbox takes before its lane is full. */
 static void
 measure_room(void)
 {
+	const Stream *stream = &streams[STREAM_OUTBOX];
 	uint64 most = (uint64) settings_outbox_max_size * 1024 * 1024;
-	uint64 used = outbox_size() + streams[STREAM_OUTBOX].bytes;
+	uint64 used =
+		stream->bytes + outbox_size(is_large(stream) ? LANE_BULK : LANE_LIVE);
 
 	outbox_room = most > used ? most - used : 0;
 }
@@ -320,6 +350,7 @@ read_payload(BufFile *file)
 	payload.exposures = header.exposures;
 	payload.goals = header.goals;
 	payload.context = header.context;
+	payload.lane = header.lane;
 	payload.sequence = 0;
 	payload.prepared = false;
 	return payload;
@@ -352,6 +383,7 @@ add_finished(Stream *stream, const EventPayload *payload)
 	stream->finished[stream->nfinished++] = *payload;
 	stream->finished_bytes += payload->length;
 	stream->bytes += payload->length;
+	stream->contexts += payload->contexts;
 }
 
 /*
@@ -395,9 +427,9 @@ spill(StreamKind kind)
 	for (int i = 0; i < stream->nfinished; i++)
 	{
 		const EventPayload *payload = &stream->finished[i];
-		SpillHeader header = {payload->length, payload->contexts,
+		SpillHeader header = {payload->length,    payload->contexts,
 							  payload->exposures, payload->goals,
-							  payload->context};
+							  payload->context,   payload->lane};
 
 		/* who returns to the middle of this payload must find it */
 		for (int at = nmarks - 1; at >= 0; at--)
@@ -433,7 +465,8 @@ open_payload(const Stream *stream)
 							.contexts = at->contexts,
 							.exposures = at->exposures,
 							.goals = at->goals,
-							.context = stream->context};
+							.context = stream->context,
+							.lane = stream->lane};
 
 	return payload;
 }
@@ -510,20 +543,28 @@ event_bound(const EventContext *event_context, const EventExposure *exposure,
 	return encoder_context_bound(event_context);
 }
 
+static inline EventLane
+lane_for(uint64 key, const EventContext *event_context)
+{
+	return key == 0 && event_context->historic ? LANE_BULK : LANE_LIVE;
+}
+
 /* key is that of the context whose event it is; 0: of none. */
 static void
 stream_add(StreamKind kind, uint64 key, const EventContext *event_context,
 		   const EventExposure *exposure, const EventGoal *goal)
 {
 	Stream *stream = &streams[kind];
+	EventLane lane = lane_for(key, event_context);
 
 	if (unlikely(stream->cut))
 		restore_cut(stream);
-	if (unlikely(stream->context != key))
+	if (unlikely(stream->context != key || stream->lane != lane))
 	{
 		if (stream->open)
 			finish_payload(kind);
 		stream->context = key;
+		stream->lane = lane;
 	}
 	if (stream->open)
 	{
@@ -557,6 +598,7 @@ mark_stream(const Stream *stream, StreamMark *mark)
 	mark->open = stream->open;
 	mark->at = stream->encoder.at;
 	mark->bytes = stream->bytes;
+	mark->contexts = stream->contexts;
 }
 
 /* The first event of a subtransaction leaves a mark. */
@@ -609,6 +651,7 @@ stream_return(Stream *stream, const StreamMark *mark)
 	/* what was open then has been finished since */
 	stream->open = false;
 	stream->bytes = mark->bytes;
+	stream->contexts = mark->contexts;
 	if (mark->finished < stream->nspilled + (stream->cut ? 1 : 0))
 	{
 		if (mark->finished < stream->nspilled)
@@ -632,6 +675,7 @@ stream_return(Stream *stream, const StreamMark *mark)
 			payload_cut(payload, &mark->at);
 			stream->finished_bytes += payload->length;
 			stream->bytes += payload->length;
+			stream->contexts += payload->contexts;
 			break;
 		}
 		pfree(unconstify(char *, payload->data));
@@ -749,7 +793,10 @@ record_exposure(uint64 key, const EventContext *event_context,
 	check_context(event_context);
 	if (event_context->nattributes > 0)
 		check_size(encoder_exposure_bound(event_context, exposure));
-	if (unlikely(kind == STREAM_OUTBOX ? outbox_room == 0 : memory_is_full()))
+	if (unlikely(kind == STREAM_OUTBOX
+					 ? outbox_room == 0 &&
+						   lane_for(key, event_context) == LANE_LIVE
+					 : memory_is_full()))
 	{
 		exposures_dropped = true;
 		shared_count(COUNTER_EXPOSURES_DROPPED, 1);
@@ -1026,6 +1073,13 @@ number_payload(EventPayload *payload, bool prepare)
 	payload->prepared = prepare;
 }
 
+static void
+choose_lane(EventPayload *payload, bool large)
+{
+	if (unlikely(large) && payload->context == 0)
+		payload->lane = LANE_BULK;
+}
+
 /* A payload is where the worker finds it, or will when this has committed. */
 static void
 count_written(const EventPayload *payload)
@@ -1043,13 +1097,35 @@ count_written(const EventPayload *payload)
 							   GetCurrentTimestamp()))
 			return;
 	}
-	contexts_written += payload->contexts;
+	contexts_written[payload->lane] += payload->contexts;
+}
+
+/* Writers of the lanes, made when there is something to write. */
+typedef struct Writing
+{
+	OutboxWriter *writers[LANE_COUNT]; /* NULL: the outbox is gone */
+	bool begun[LANE_COUNT];
+} Writing;
+
+static OutboxWriter *
+writer_for(Writing *writing, EventLane lane)
+{
+	if (!writing->begun[lane])
+		writing->writers[lane] = outbox_write_begin(lane);
+	writing->begun[lane] = true;
+	return writing->writers[lane];
 }
 
 static void
-write_payload(OutboxWriter *writer, EventPayload *payload, bool prepare)
+write_payload(Writing *writing, EventPayload *payload, bool large, bool prepare)
 {
+	OutboxWriter *writer;
+
 	number_payload(payload, prepare);
+	choose_lane(payload, large);
+	writer = writer_for(writing, payload->lane);
+	if (writer == NULL)
+		return;
 	outbox_write(writer, payload);
 	count_written(payload);
 }
@@ -1068,10 +1144,13 @@ write_progress(OutboxWriter *writer)
 }
 
 static void
-write_stream(OutboxWriter *writer, Stream *stream, bool prepare)
+write_stream(Writing *writing, Stream *stream, bool prepare)
 {
+	bool large;
+
 	if (stream->cut)
 		restore_cut(stream);
+	large = is_large(stream);
 	if (stream->nspilled > 0)
 	{
 		FilePosition start = {0, 0};
@@ -1082,18 +1161,34 @@ write_stream(OutboxWriter *writer, Stream *stream, bool prepare)
 			EventPayload payload = read_payload(stream->file);
 
 			CHECK_FOR_INTERRUPTS();
-			write_payload(writer, &payload, prepare);
+			write_payload(writing, &payload, large, prepare);
 			pfree(unconstify(char *, payload.data));
 		}
 	}
 	for (int i = 0; i < stream->nfinished; i++)
-		write_payload(writer, &stream->finished[i], prepare);
+		write_payload(writing, &stream->finished[i], large, prepare);
 	if (has_open_events(stream))
 	{
 		EventPayload payload = open_payload(stream);
 
-		write_payload(writer, &payload, prepare);
+		write_payload(writing, &payload, large, prepare);
 	}
+}
+
+static void
+write_all(bool prepare)
+{
+	Writing writing = {0};
+
+	/* what a backfill records is bulk */
+	if (nprogress > 0 && writer_for(&writing, LANE_BULK) != NULL)
+		write_progress(writing.writers[LANE_BULK]);
+	write_stream(&writing, &streams[STREAM_OUTBOX], prepare);
+	if (prepare)
+		write_stream(&writing, &streams[STREAM_MEMORY], true);
+	for (int lane = 0; lane < LANE_COUNT; lane++)
+		if (writing.writers[lane] != NULL)
+			outbox_write_end(writing.writers[lane]);
 }
 
 /*
@@ -1105,10 +1200,12 @@ list_for_queue(Stream *stream)
 {
 	Size bytes = 0;
 	int before = nto_queue;
+	bool large;
 	int most;
 
 	if (stream->cut)
 		restore_cut(stream);
+	large = is_large(stream);
 	most = (int) Min(finished_count(stream) + 1,
 					 MaxAllocSize / sizeof(EventPayload) / 2);
 	if (to_queue == NULL)
@@ -1134,7 +1231,10 @@ list_for_queue(Stream *stream)
 	if (has_open_events(stream))
 		to_queue[nto_queue++] = open_payload(stream);
 	for (int i = before; i < nto_queue; i++)
+	{
 		number_payload(&to_queue[i], false);
+		choose_lane(&to_queue[i], large);
+	}
 }
 
 /*
@@ -1178,18 +1278,8 @@ buffer_flush(bool prepare)
 	if (writable && (!stream_is_empty(outbox) || nprogress > 0 ||
 					 (prepare && !stream_is_empty(memory))))
 	{
-		OutboxWriter *writer;
-
 		choose_commit();
-		writer = outbox_write_begin();
-		if (writer != NULL)
-		{
-			write_progress(writer);
-			write_stream(writer, outbox, prepare);
-			if (prepare)
-				write_stream(writer, memory, true);
-			outbox_write_end(writer);
-		}
+		write_all(prepare);
 	}
 	if (!writable && !stream_is_empty(outbox))
 	{
@@ -1280,8 +1370,10 @@ buffer_hand_over(void)
 		shared_count(COUNTER_EXPOSURES_QUEUED, exposures_written);
 		shared_count(COUNTER_GOALS_QUEUED, goals_written);
 		shared_count(COUNTER_EXPOSURES_DEDUPLICATED, ndeduplicated);
-		if (contexts_written > 0)
-			shared_events_committed(state, contexts_written);
+		for (int lane = 0; lane < LANE_COUNT; lane++)
+			if (contexts_written[lane] > 0)
+				shared_events_committed(state, (EventLane) lane,
+										contexts_written[lane]);
 		if (first)
 			shared_wake_worker(state);
 		if (exposures_dropped || goals_dropped)

@@ -25,7 +25,8 @@
  *	 54000 the event exceeds absmartly.max_event_size, or a context's bounds
  *	 25000 in a parallel worker
  *
- * An exposure is dropped and counted if the outbox is full.  buffer_exposure()
+ * An exposure is dropped and counted if the outbox's lane for it is full,
+ *unless it is historic: that is an order, as goals are.  buffer_exposure()
  * neither consults nor marks what was exposed before: see buffer_exposed().
  */
 extern void buffer_exposure(const EventContext *context,

@@ -1,6 +1,6 @@
 /*
  * heaps.c
- *		The outbox's three heaps.
+ *		The outbox's heaps.
  */
 #include "postgres.h"
 
@@ -37,7 +37,8 @@
 #define HEAP_ROW_SIZE (offsetof(HeapRow, goals) + sizeof(int32))
 
 static const char *const heap_names[HEAPS_COUNT] = {
-	"absmartly_outbox_a", "absmartly_outbox_b", "absmartly_outbox_parked"};
+	"absmartly_outbox_a", "absmartly_outbox_b", "absmartly_outbox_bulk_a",
+	"absmartly_outbox_bulk_b", "absmartly_outbox_parked"};
 
 /* the heaps' OIDs; the first InvalidOid: to be found */
 static Oid heaps[HEAPS_COUNT];

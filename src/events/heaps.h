@@ -1,6 +1,6 @@
 /*
  * heaps.h
- *		The outbox's three heaps: where they are, how rows lie in them, and
+ *		The outbox's heaps: where they are, how rows lie in them, and
  *		walking over them.
  *
  * Rows are written through the heap, not through SQL: nobody's privileges,
@@ -21,7 +21,7 @@
 #include "engine/engine.h"
 #include "events/record.h"
 
-#define HEAPS_COUNT 3 /* RECORD_HEAP_A, RECORD_HEAP_B, RECORD_PARKED */
+#define HEAPS_COUNT (RECORD_PARKED + 1) /* two for each lane, and that */
 
 /* The fixed part of a row: nothing is null, so it lies there as it is. */
 typedef struct HeapRow

@@ -1,6 +1,7 @@
 /*
  * held.c
- *		Where in the outbox's third heap records are that session contexts hold.
+ *		Where in the outbox's parked heap records are that session contexts
+ *hold.
  */
 #include "postgres.h"
 

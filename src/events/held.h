@@ -1,6 +1,7 @@
 /*
  * held.h
- *		Where in the outbox's third heap records are that session contexts hold.
+ *		Where in the outbox's parked heap records are that session contexts
+ *hold.
  *
  * The worker's memory: it finds them there without a search among what stays.
  */

@@ -36,7 +36,7 @@ struct OutboxWriter
 	bool snapshot; /* pushed, for as long as rows are written */
 };
 
-static OutboxWriter writer;
+static OutboxWriter writers[LANE_COUNT];
 
 /*
  * Writers
@@ -58,19 +58,21 @@ outbox_require(void)
 }
 
 uint64
-outbox_size(void)
+outbox_size(EventLane lane)
 {
 	DatabaseState *state = shared_my_database();
 	uint64 blocks = 0;
 
 	if (state != NULL)
 	{
-		for (int i = 0; i < RECORD_PARKED; i++)
-			blocks += pg_atomic_read_u32(&state->outbox_blocks[i]);
+		for (int number = 0; number < 2; number++)
+			blocks += pg_atomic_read_u32(
+				&state->outbox_blocks[RECORD_HEAP(lane, number)]);
 	}
 	else
 	{
-		Relation relation = heaps_open(RECORD_HEAP_A, AccessShareLock, true);
+		Relation relation =
+			heaps_open(RECORD_HEAP(lane, 0), AccessShareLock, true);
 
 		if (relation != NULL)
 		{
@@ -97,10 +99,12 @@ choose_page(const OutboxWriter *to)
 }
 
 OutboxWriter *
-outbox_write_begin(void)
+outbox_write_begin(EventLane lane)
 {
 	DatabaseState *state = shared_my_database();
-	int active = 0;
+	OutboxWriter *to = &writers[lane];
+	int active = RECORD_HEAP(lane, 0);
+	int other = RECORD_OTHER_HEAP(active);
 
 	if (!heaps_find())
 	{
@@ -109,39 +113,43 @@ outbox_write_begin(void)
 			outbox_require();
 		return NULL;
 	}
-	memset(&writer, 0, sizeof(writer));
+	memset(to, 0, sizeof(*to));
 	if (state != NULL)
-		active = (int) pg_atomic_read_u32(&state->outbox_active);
-	writer.state = state;
-	writer.place = active;
-	writer.relation = heaps_open(active, RowExclusiveLock, false);
-	if (writer.relation == NULL && state != NULL && heaps_find())
+	{
+		active =
+			RECORD_HEAP(lane, pg_atomic_read_u32(&state->outbox_active[lane]));
+		other = RECORD_OTHER_HEAP(active);
+	}
+	to->state = state;
+	to->place = active;
+	to->relation = heaps_open(active, RowExclusiveLock, false);
+	if (to->relation == NULL && state != NULL && heaps_find())
 	{
 		/* it has just been left, and is being truncated */
-		writer.place = 1 - active;
-		writer.relation = heaps_open(1 - active, RowExclusiveLock, false);
+		to->place = other;
+		to->relation = heaps_open(other, RowExclusiveLock, false);
 	}
-	if (writer.relation == NULL && heaps_find())
+	if (to->relation == NULL && heaps_find())
 	{
-		writer.place = active;
-		writer.relation = heaps_open(active, RowExclusiveLock, true);
+		to->place = active;
+		to->relation = heaps_open(active, RowExclusiveLock, true);
 	}
-	if (writer.relation == NULL)
+	if (to->relation == NULL)
 		return NULL;
-	writer.origin = record_current_origin();
-	writer.created = GetCurrentTimestamp();
-	writer.note = "";
-	choose_page(&writer);
+	to->origin = record_current_origin();
+	to->created = GetCurrentTimestamp();
+	to->note = "";
+	choose_page(to);
 
 	/*
 	 * Who inserts must have a snapshot, and at the end of a transaction the
 	 * statements' are gone.  A transaction that has one of its own keeps that:
 	 * only READ COMMITTED takes another, which no rule of visibility notices.
 	 */
-	writer.snapshot = !HaveRegisteredOrActiveSnapshot();
-	if (writer.snapshot)
+	to->snapshot = !HaveRegisteredOrActiveSnapshot();
+	if (to->snapshot)
 		PushActiveSnapshot(GetTransactionSnapshot());
-	return &writer;
+	return to;
 }
 
 /* A row came to a page: is that one that the worker has done with? */
@@ -286,7 +294,7 @@ outbox_parked_changed(uint64 events)
 	if (state == NULL)
 		return;
 	pg_atomic_fetch_or_u32(&state->outbox_rescan, 1U << RECORD_PARKED);
-	shared_events_committed(state, events);
+	shared_events_committed(state, LANE_BULK, events);
 }
 
 static int64
@@ -329,10 +337,18 @@ outbox_discard(int64 id)
  * Monitoring
  */
 
+typedef struct SummaryWork
+{
+	OutboxSummary *summary;
+	EventLane lane; /* of what waits in the heap */
+} SummaryWork;
+
 static bool
 summarize(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
-	OutboxSummary *summary = argument;
+	const SummaryWork *work = argument;
+	OutboxSummary *summary = work->summary;
+	OutboxLaneSummary *waiting = &summary->lanes[work->lane];
 
 	if (row->chunk > 0)
 		return false;
@@ -340,10 +356,10 @@ summarize(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	{
 		case OUTBOX_WAITING:
 		case OUTBOX_PREPARED:
-			summary->records++;
-			summary->events += row->exposures + row->goals;
-			if (summary->oldest == 0 || row->created < summary->oldest)
-				summary->oldest = row->created;
+			waiting->records++;
+			waiting->events += row->exposures + row->goals;
+			if (waiting->oldest == 0 || row->created < waiting->oldest)
+				waiting->oldest = row->created;
 			break;
 		case OUTBOX_HELD:
 			summary->held_records++;
@@ -363,7 +379,8 @@ summarize(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 void
 outbox_summary(OutboxSummary *summary)
 {
-	HeapWalk walk = {summarize, NULL, summary};
+	SummaryWork work = {.summary = summary};
+	HeapWalk walk = {summarize, NULL, &work};
 
 	memset(summary, 0, sizeof(*summary));
 	if (!heaps_find())
@@ -371,11 +388,17 @@ outbox_summary(OutboxSummary *summary)
 	for (int place = 0; place < HEAPS_COUNT; place++)
 	{
 		Relation relation = heaps_open(place, AccessShareLock, true);
+		int64 bytes;
 
 		if (relation == NULL)
 			continue;
+		work.lane = place == RECORD_PARKED ? LANE_BULK : RECORD_LANE(place);
 		heaps_walk(relation, &walk);
-		summary->bytes += (int64) RelationGetNumberOfBlocks(relation) * BLCKSZ;
+		bytes = (int64) RelationGetNumberOfBlocks(relation) * BLCKSZ;
+		if (place == RECORD_PARKED)
+			summary->parked_bytes += bytes;
+		else
+			summary->lanes[work.lane].bytes += bytes;
 		relation_close(relation, AccessShareLock);
 	}
 }

@@ -3,10 +3,10 @@
  *		The outbox: events that are committed and not delivered yet
  *		(DESIGN 6.1).
  *
- * Three heaps without indexes.  Writers append to one of the first two, the
- * active one; the worker empties the other one and truncates it.  What must
- * stay (dead letters, foreign records, what can't be read) is parked in the
- * third.  A delivered record is marked so in place, through generic WAL: that
+ * Heaps without indexes, two for each lane.  Writers append to one of the two,
+ * the active one; the worker empties the other one and truncates it.  What must
+ * stay (dead letters, foreign records, what can't be read) is parked in one
+ * more.  A delivered record is marked so in place, through generic WAL: that
  * takes no transaction id, makes no dead tuples, is independent of snapshots,
  * and logical decoding sees nothing of it.
  */
@@ -21,8 +21,8 @@
 typedef enum OutboxStatus
 {
 	OUTBOX_WAITING = 0,
-	OUTBOX_DONE = 1, /* delivered, or moved to the third heap */
-	/* in the third heap only: */
+	OUTBOX_DONE = 1, /* delivered, or parked */
+	/* where records are parked only: */
 	OUTBOX_FOREIGN = 2, /* of another database or endpoint */
 	OUTBOX_DEAD = 3, /* refused by the collector for good */
 	OUTBOX_UNREADABLE = 4, /* of a version that this library does not know */
@@ -44,17 +44,19 @@ typedef enum OutboxStatus
 extern void outbox_require(void);
 
 /*
- * Bytes of what is written and emptied in turns, as far as is known without
- * looking long.  What is parked does not count: delivery makes no room there.
+ * Bytes of a lane's heaps, which are written and emptied in turns, as far as is
+ * known without looking long.  What is parked does not count: delivery makes no
+ * room there.
  */
-extern uint64 outbox_size(void);
+extern uint64 outbox_size(EventLane lane);
 
 /*
- * Writing at the end of a transaction: PRE_COMMIT or PRE_PREPARE.  begin gives
- * false if the outbox is gone, which this transaction itself has dropped.
+ * Writing to a lane at the end of a transaction: PRE_COMMIT or PRE_PREPARE.
+ * begin gives NULL if the outbox is gone, which this transaction itself has
+ * dropped.  Writers of both lanes may be at work at the same time.
  */
 typedef struct OutboxWriter OutboxWriter;
-extern OutboxWriter *outbox_write_begin(void);
+extern OutboxWriter *outbox_write_begin(EventLane lane);
 extern void outbox_write(OutboxWriter *writer, const EventPayload *payload);
 extern void outbox_write_record(OutboxWriter *writer,
 								const EventRecord *record);
@@ -88,7 +90,10 @@ extern void outbox_worker_start(DatabaseState *state, OutboxHolds holds);
 extern void outbox_adopt(DatabaseState *state);
 
 /*
- * Reading goes in passes.  A pass sees everything that was committed before
+ * Reading goes in passes, those of each lane for themselves; outbox_read() is
+ * about the lane of the last outbox_read_begin().  What was parked and is to be
+ * sent again is bulk, what session contexts have held is live.  A pass sees
+ * everything of its lane that was committed before
  * outbox_pass_begin(), except what is in flight: read and neither acknowledged
  * nor released.  outbox_read() gives NULL at the pass's end and sets *end, or
  * when it has looked at many pages for nothing and wants a pause.  Foreign and
@@ -99,16 +104,16 @@ extern void outbox_adopt(DatabaseState *state);
  * outbox_read_begin() gives false when the outbox can't be read now (DROP
  * EXTENSION is at work): try again later.
  */
-extern void outbox_pass_begin(void);
-extern bool outbox_read_begin(void);
+extern void outbox_pass_begin(EventLane lane);
+extern bool outbox_read_begin(EventLane lane);
 extern EventRecord *outbox_read(bool *end);
 extern void outbox_read_end(void);
 
 /*
- * An error has ended the reading: what was not given by then is read again, in
- * the next pass.  Raises nothing.
+ * An error has ended the reading of a lane: what was not given by then is read
+ * again, in the next pass.  Raises nothing.
  */
-extern void outbox_read_failed(void);
+extern void outbox_read_failed(EventLane lane);
 
 /* Makes sure that what was read is committed for good. */
 extern void outbox_flush(void);
@@ -124,7 +129,7 @@ extern void outbox_release(EventRecord *record);
 extern void outbox_acknowledge(EventRecord **records, int count, bool flush);
 
 /*
- * Keeps events in the third heap, for good.  note is in the database's
+ * Parks events, for good.  note is in the database's
  * encoding, for OUTBOX_DEAD the collector's words; it is cut if it is long.
  */
 extern void outbox_park(const EventOrigin *origin, TimestampTz created,
@@ -157,12 +162,18 @@ extern int64 outbox_discard(int64 id);
 extern void outbox_parked_changed(uint64 events);
 
 /* What waits, for absmartly_stat: looks through the heaps. */
-typedef struct OutboxSummary
+typedef struct OutboxLaneSummary
 {
 	int64 records;
 	int64 events;
 	int64 bytes; /* of the files */
 	TimestampTz oldest; /* 0: nothing waits */
+} OutboxLaneSummary;
+
+typedef struct OutboxSummary
+{
+	OutboxLaneSummary lanes[LANE_COUNT];
+	int64 parked_bytes; /* that neither of them has */
 	int64 held_records;
 	int64 foreign_records;
 	int64 dead_events;

@@ -2,7 +2,7 @@
  * progress.c
  *		How far backfills have got.
  *
- * The records lie in the outbox's third heap, in as many rows as their texts
+ * The records lie in the outbox's parked heap, in as many rows as their texts
  * need.  A row's context and sequence are the backfill's key, its endpoint is
  * the number of rows that are done, and its contexts tell whether it is
  * finished: so rows can be told apart without their texts.

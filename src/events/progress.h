@@ -3,7 +3,7 @@
  *		How far backfills have got (DESIGN 6.4).
  *
  * A backfill is known by its role and its name.  Each of its transactions
- * leaves a record in the third heap; what is finished keeps its last one, so
+ * leaves a record in the parked heap; what is finished keeps its last one, so
  * that it is not done again unawares.
  */
 #ifndef ABSMARTLY_EVENTS_PROGRESS_H

@@ -8,9 +8,10 @@
  * are spread over the chain.  An entry is known by the number of its first
  * block.
  *
- * Each database has two lists of entries: those that wait, oldest first, and
- * those that the worker has taken.  All operations on them take constant time,
- * but putting back, which looks for the entry's place among the oldest.
+ * Each database has lists of entries: for each lane those that wait, oldest
+ * first, and those that the worker has taken.  All operations on them take
+ *constant time, but putting back, which looks for the entry's place among the
+ *oldest.
  *
  * One lock protects pool and lists.  Bytes are copied without it: blocks that
  * are in no list belong to who has got them from the pool, and a taken entry
@@ -50,6 +51,7 @@ typedef struct QueueEntry
 	int32 following;
 	Oid database; /* InvalidOid: no entry begins here */
 	bool taken;
+	uint8 lane;
 	bool known; /* origin */
 	TransactionId mover; /* that takes it to the outbox, once it is written */
 	uint8 application_length;
@@ -245,11 +247,14 @@ pool_return(int32 number)
  * Lists, with the lock held
  */
 
-/* Puts an entry into the list of waiting ones, before another or at the end. */
+/*
+ * Puts an entry into its list of waiting ones, before another or at the end.
+ */
 static void
 waiting_insert(DatabaseState *state, int32 number, int32 before)
 {
 	QueueEntry *entry = entry_at(number);
+	int lane = entry->lane;
 
 	entry->taken = false;
 	entry->mover = InvalidTransactionId;
@@ -261,20 +266,20 @@ waiting_insert(DatabaseState *state, int32 number, int32 before)
 	}
 	else
 	{
-		entry->previous = state->queue_last;
-		state->queue_last = number;
+		entry->previous = state->queue_last[lane];
+		state->queue_last[lane] = number;
 	}
 	if (entry->previous != NO_BLOCK)
 		entry_at(entry->previous)->following = number;
 	else
-		state->queue_first = number;
+		state->queue_first[lane] = number;
 }
 
 /* Puts a taken entry back where it was. */
 static void
 waiting_return(DatabaseState *state, int32 number)
 {
-	int32 before = state->queue_first;
+	int32 before = state->queue_first[entry_at(number)->lane];
 
 	while (before != NO_BLOCK &&
 		   entry_at(before)->number < entry_at(number)->number)
@@ -282,17 +287,27 @@ waiting_return(DatabaseState *state, int32 number)
 	waiting_insert(state, number, before);
 }
 
-/* Takes the first one out of the list of waiting ones. */
+/* Takes the first one out of a list of waiting ones. */
 static void
-waiting_remove_first(DatabaseState *state)
+waiting_remove_first(DatabaseState *state, EventLane lane)
 {
-	QueueEntry *entry = entry_at(state->queue_first);
+	QueueEntry *entry = entry_at(state->queue_first[lane]);
 
-	state->queue_first = entry->following;
+	state->queue_first[lane] = entry->following;
 	if (entry->following != NO_BLOCK)
 		entry_at(entry->following)->previous = NO_BLOCK;
 	else
-		state->queue_last = NO_BLOCK;
+		state->queue_last[lane] = NO_BLOCK;
+}
+
+/* Whether entries wait, of either lane. */
+static bool
+some_wait(const DatabaseState *state)
+{
+	for (int lane = 0; lane < LANE_COUNT; lane++)
+		if (state->queue_first[lane] != NO_BLOCK)
+			return true;
+	return false;
 }
 
 static void
@@ -383,6 +398,7 @@ queue_put(DatabaseState *state, const EventOrigin *origin,
 	entry->last_block = last;
 	entry->nblocks = (int32) count;
 	entry->database = InvalidOid;
+	entry->lane = (uint8) payload->lane;
 	entry->known = origin->known;
 	entry->application_length = application_length;
 	entry->application_version_length = version_length;
@@ -405,7 +421,7 @@ queue_put(DatabaseState *state, const EventOrigin *origin,
 	LWLockAcquire(&queue->lock, LW_EXCLUSIVE);
 	entry->database = state->database;
 	entry->number = ++queue->last_number;
-	*first |= state->queue_first == NO_BLOCK;
+	*first |= !some_wait(state);
 	waiting_insert(state, number, NO_BLOCK);
 	state->queue_entries++;
 	state->queue_bytes += (int64) count * BLOCK_SIZE;
@@ -488,13 +504,14 @@ copy_entry(int32 number)
 	record->payload.goals = entry->goals;
 	record->payload.context = entry->context;
 	record->payload.sequence = entry->sequence;
+	record->payload.lane = (EventLane) entry->lane;
 	record->entry = number;
 	record->mover = entry->mover;
 	return record;
 }
 
 EventRecord *
-queue_take(DatabaseState *state)
+queue_take(DatabaseState *state, EventLane lane)
 {
 	EventRecord *record;
 	int32 number;
@@ -504,7 +521,7 @@ queue_take(DatabaseState *state)
 
 	/* nobody else takes, so the first one stays the first one */
 	LWLockAcquire(&queue->lock, LW_SHARED);
-	number = state->queue_first;
+	number = state->queue_first[lane];
 	LWLockRelease(&queue->lock);
 	if (number == NO_BLOCK)
 		return NULL;
@@ -513,9 +530,9 @@ queue_take(DatabaseState *state)
 	record = copy_entry(number);
 
 	LWLockAcquire(&queue->lock, LW_EXCLUSIVE);
-	Assert(state->queue_first == number &&
+	Assert(state->queue_first[lane] == number &&
 		   entry_at(number)->number == record->id);
-	waiting_remove_first(state);
+	waiting_remove_first(state, lane);
 	taken_insert(state, number);
 	LWLockRelease(&queue->lock);
 	return record;
@@ -529,8 +546,14 @@ queue_oldest(DatabaseState *state)
 	if (queue == NULL)
 		return 0;
 	LWLockAcquire(&queue->lock, LW_SHARED);
-	if (state->queue_first != NO_BLOCK)
-		created = entry_at(state->queue_first)->created;
+	for (int lane = 0; lane < LANE_COUNT; lane++)
+	{
+		int32 number = state->queue_first[lane];
+
+		if (number != NO_BLOCK &&
+			(created == 0 || entry_at(number)->created < created))
+			created = entry_at(number)->created;
+	}
 	LWLockRelease(&queue->lock);
 	return created;
 }
@@ -575,10 +598,13 @@ queue_clear(DatabaseState *state)
 	if (queue == NULL)
 		return;
 	LWLockAcquire(&queue->lock, LW_EXCLUSIVE);
-	return_list(state->queue_first);
+	for (int lane = 0; lane < LANE_COUNT; lane++)
+	{
+		return_list(state->queue_first[lane]);
+		state->queue_first[lane] = NO_BLOCK;
+		state->queue_last[lane] = NO_BLOCK;
+	}
 	return_list(state->queue_taken);
-	state->queue_first = NO_BLOCK;
-	state->queue_last = NO_BLOCK;
 	state->queue_taken = NO_BLOCK;
 	state->queue_entries = 0;
 	state->queue_bytes = 0;
@@ -616,9 +642,10 @@ queue_list(DatabaseState *state, Snapshot moment)
 	for (int32 number = state->queue_taken; number != NO_BLOCK;
 		 number = entry_at(number)->following)
 		records = lappend(records, copy_entry(number));
-	for (int32 number = state->queue_first; number != NO_BLOCK;
-		 number = entry_at(number)->following)
-		records = lappend(records, copy_entry(number));
+	for (int lane = 0; lane < LANE_COUNT; lane++)
+		for (int32 number = state->queue_first[lane]; number != NO_BLOCK;
+			 number = entry_at(number)->following)
+			records = lappend(records, copy_entry(number));
 	LWLockRelease(&queue->lock);
 	return records;
 }

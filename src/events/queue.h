@@ -44,10 +44,10 @@ extern bool queue_has_room(Size bytes);
 extern void queue_worker_start(DatabaseState *state);
 
 /*
- * A copy of the oldest entry that is not taken, in the current memory context;
- * it is taken then.  NULL if there is none.
+ * A copy of the oldest entry of a lane that is not taken, in the current memory
+ * context; it is taken then.  NULL if there is none.
  */
-extern EventRecord *queue_take(DatabaseState *state);
+extern EventRecord *queue_take(DatabaseState *state, EventLane lane);
 
 /*
  * What is taken has been written to the outbox by a transaction, and is there
@@ -55,7 +55,7 @@ extern EventRecord *queue_take(DatabaseState *state);
  */
 extern void queue_moving(DatabaseState *state, TransactionId mover);
 
-/* When the oldest entry that is not taken came; 0: there is none. */
+/* When the oldest entry came that is not taken; 0: there is none. */
 extern TimestampTz queue_oldest(DatabaseState *state);
 
 /* Puts a taken one back; removes it for good. */

@@ -11,9 +11,13 @@
  * AccessExclusive lock, which proves that no writer is at work in it, prepared
  * transactions included; the lock is never waited for.
  *
- * The third heap is not read in each pass, for it may be full of what stays.
- * Which of its pages have records that session contexts hold is remembered.
- * When most of it is done with, what is not moves to a new file.
+ * Each lane has its two heaps and its passes.
+ *
+ * The heap in which records are parked is not read in each pass, for it may be
+ * full of what stays.  Which of its pages have records that session contexts
+ * hold is remembered: these are of the live lane.  What else is to be sent from
+ * there is bulk.  When most of it is done with, what is not moves to a new
+ *file.
  */
 #include "postgres.h"
 
@@ -53,7 +57,7 @@
 #define ROTATE_PAGES 1024
 /* the same when nothing waits */
 #define ROTATE_IDLE_PAGES 64
-/* the third heap is made smaller if no more than that has to stay */
+/* the parked heap is made smaller if no more than that has to stay */
 #define COMPACT_BYTES ((Size) 16 * 1024 * 1024)
 /* of a row of it, beside its payload, about */
 #define ROW_OVERHEAD ((Size) 160)
@@ -71,10 +75,11 @@ typedef struct StoredRecord
 	EventRecord record; /* first: what callers see */
 	Oid database;
 	int64 endpoint;
+	EventLane lane; /* by which it was read */
 	int chunks; /* how many there must be */
 	bool held; /* its row says so */
 	bool to_hold; /* it is to be parked for that */
-	bool handed_out; /* or copied to the third heap */
+	bool handed_out; /* or parked */
 } StoredRecord;
 
 /* the tuple by which a record in flight is known: its first one */
@@ -92,7 +97,7 @@ typedef struct Flight
 	EventRecord *record;
 } Flight;
 
-/* What the worker knows of one of the first two heaps. */
+/* What the worker knows of one of the lanes' heaps. */
 typedef struct HeapKnowledge
 {
 	Oid filenode; /* another one: nothing is known */
@@ -103,24 +108,29 @@ typedef struct HeapKnowledge
 	BlockNumber done_size; /* pages that it has bits for */
 } HeapKnowledge;
 
-/* A pass of the worker's over the heaps. */
+/* A pass of the worker's over the heaps of a lane, and what is parked. */
 typedef struct Pass
 {
-	int order[HEAPS_COUNT];
+	int order[3];
 	int heaps; /* to read */
 	int at; /* the one that is being read, of order */
 	bool entered; /* what follows is valid */
 	BlockNumber page;
 	BlockNumber pages;
-	/* of the third heap only these pages, unless all is read */
+	/* of the parked heap only these pages, unless all is read */
 	bool all;
 	bool all_begun; /* and has not come to its end */
 	HeldPage *free_pages;
 	int nfree;
 	int free_at; /* the next one */
+
+	/* what outlives a pass */
+	bool parked_wanted; /* all of the parked heap is to be read */
+	List *page_records; /* read, and not handed out yet */
+	List *incomplete; /* whose chunks are still to come */
 } Pass;
 
-/* What has come to the third heap, for when that is committed. */
+/* What was parked, for when that is committed. */
 typedef struct ParkedPage
 {
 	uint64 key;
@@ -132,25 +142,24 @@ typedef struct ParkedPage
 static DatabaseState *worker_state = NULL;
 static MemoryContext records_context = NULL;
 static HTAB *in_flight = NULL;
-static HeapKnowledge knowledge[2];
-static Pass pass;
+static HeapKnowledge knowledge[RECORD_PARKED];
+static Pass passes[LANE_COUNT];
+static EventLane lane; /* that is read */
+static Pass *pass = &passes[LANE_LIVE]; /* its pass */
 static Relation reading[HEAPS_COUNT];
-static List *page_records = NIL; /* read, and not handed out yet */
-static List *incomplete = NIL; /* whose chunks are still to come */
 static List *to_park = NIL;
 static List *parked_records = NIL; /* and their originals not marked yet */
 static EventRecord **parked_array = NULL; /* the same, to be acknowledged */
 static int max_parked_array = 0;
 static MemoryContext compaction = NULL; /* for the time that it takes */
 static XLogRecPtr flush_up_to = InvalidXLogRecPtr;
-static bool parked_wanted; /* all of the third heap is to be read */
 static bool parked_changed = false;
 static OutboxHolds worker_holds;
 static ParkedPage *parked_pages = NULL;
 static int nparked_pages = 0;
 static int max_parked_pages = 0;
 static Oid held_filenode; /* of the heap in which these are */
-static Size parked_done; /* bytes in the third heap that are done with */
+static Size parked_done; /* bytes in the parked heap that are done with */
 
 /*
  * What the worker knows of the heaps
@@ -163,6 +172,14 @@ know_nothing(HeapKnowledge *known)
 	known->settled = 0;
 	if (known->done != NULL)
 		memset(known->done, 0, known->done_size / 8);
+}
+
+/* The heap to which a lane's writers append. */
+static int
+active_heap(EventLane of_lane)
+{
+	return RECORD_HEAP(
+		of_lane, pg_atomic_read_u32(&worker_state->outbox_active[of_lane]));
 }
 
 /* Takes note of a heap's size, and of whether it is still the same file. */
@@ -202,7 +219,7 @@ know_heap(int place, Relation relation)
 	 * written.
 	 */
 	known->settled = pages;
-	if (place == (int) pg_atomic_read_u32(&worker_state->outbox_active))
+	if (place == active_heap(RECORD_LANE(place)))
 		known->settled -= Min(pages, OPEN_PAGES);
 	pg_atomic_write_u32(&worker_state->outbox_settled[place], known->settled);
 	pg_memory_barrier();
@@ -287,7 +304,7 @@ let_go(const EventRecord *record)
 					 ItemPointerGetBlockNumber(&record->tids[i]),
 					 record->payload.sequence);
 	else if (record->place == RECORD_PARKED)
-		parked_wanted = true;
+		passes[LANE_BULK].parked_wanted = true;
 	land(record);
 }
 
@@ -309,28 +326,30 @@ forget_records(List **records)
  * again.  Raises nothing.
  */
 void
-outbox_read_failed(void)
+outbox_read_failed(EventLane of_lane)
 {
+	Pass *failed = &passes[of_lane];
 	HASH_SEQ_STATUS scan;
 	Flight *flight;
 
 	if (in_flight == NULL)
 		return;
-	list_free(page_records);
-	list_free(incomplete);
+	list_free(failed->page_records);
+	list_free(failed->incomplete);
 	list_free(to_park);
-	page_records = NIL;
-	incomplete = NIL;
+	failed->page_records = NIL;
+	failed->incomplete = NIL;
 	to_park = NIL;
 	hash_seq_init(&scan, in_flight);
 	while ((flight = hash_seq_search(&scan)) != NULL)
 	{
 		EventRecord *record = flight->record;
+		const StoredRecord *stored = (const StoredRecord *) record;
 
-		if (((StoredRecord *) record)->handed_out)
+		if (stored->handed_out || stored->lane != of_lane)
 			continue;
 		if (record->place == RECORD_PARKED)
-			parked_wanted = true;
+			failed->parked_wanted = true;
 		(void) hash_search(in_flight, &flight->key, HASH_REMOVE, NULL);
 		pfree(record);
 	}
@@ -389,8 +408,6 @@ forget_everything(void)
 
 	records_context = NULL;
 	in_flight = NULL;
-	page_records = NIL;
-	incomplete = NIL;
 	to_park = NIL;
 	parked_records = NIL;
 	parked_array = NULL;
@@ -400,8 +417,9 @@ forget_everything(void)
 	nparked_pages = 0;
 	max_parked_pages = 0;
 	memset(knowledge, 0, sizeof(knowledge));
-	memset(&pass, 0, sizeof(pass));
-	parked_wanted = true;
+	memset(passes, 0, sizeof(passes));
+	for (int i = 0; i < LANE_COUNT; i++)
+		passes[i].parked_wanted = true;
 	parked_changed = true;
 	if (memory != NULL)
 		MemoryContextDelete(memory);
@@ -435,39 +453,65 @@ outbox_worker_start(DatabaseState *state, OutboxHolds holds)
  * Reading
  */
 
-void
-outbox_pass_begin(void)
+/* Turns to a lane. */
+static void
+turn_to_lane(EventLane to)
 {
-	int active = (int) pg_atomic_read_u32(&worker_state->outbox_active);
+	lane = to;
+	pass = &passes[to];
+}
 
-	pass.heaps = 0;
-	pass.order[pass.heaps++] = 1 - active;
-	pass.order[pass.heaps++] = active;
-	pass.at = 0;
-	pass.entered = false;
+void
+outbox_pass_begin(EventLane of_lane)
+{
+	int active = active_heap(of_lane);
+
+	turn_to_lane(of_lane);
+	pass->heaps = 0;
+	pass->order[pass->heaps++] = RECORD_OTHER_HEAP(active);
+	pass->order[pass->heaps++] = active;
+	pass->at = 0;
+	pass->entered = false;
 	/* what an error has left behind is to be looked at again */
-	forget_records(&incomplete);
+	forget_records(&pass->incomplete);
 	forget_records(&to_park);
 	if (pg_atomic_fetch_and_u32(&worker_state->outbox_rescan,
 								~(1U << RECORD_PARKED)) &
 		(1U << RECORD_PARKED))
-		parked_wanted = true;
-	if (pass.all_begun)
-		parked_wanted = true;
-	pass.all_begun = false;
-	if (parked_wanted)
+		passes[LANE_BULK].parked_wanted = true;
+	if (pass->all_begun)
+		pass->parked_wanted = true;
+	pass->all_begun = false;
+	if (pass->parked_wanted)
 	{
 		parked_changed = true;
 		parked_done = UNKNOWN_BYTES;
 	}
 	/* records may come to be held while the other heaps are read */
-	pass.order[pass.heaps++] = RECORD_PARKED;
+	pass->order[pass->heaps++] = RECORD_PARKED;
+}
+
+/* Whether a pass of the lane reads a heap. */
+static bool
+is_of_lane(int place)
+{
+	return place == RECORD_PARKED || RECORD_LANE(place) == lane;
+}
+
+static void
+close_heaps(void)
+{
+	for (int place = 0; place < HEAPS_COUNT; place++)
+		if (reading[place] != NULL)
+			relation_close(reading[place], RowExclusiveLock);
 }
 
 bool
-outbox_read_begin(void)
+outbox_read_begin(EventLane of_lane)
 {
 	bool all = false;
+
+	turn_to_lane(of_lane);
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -479,15 +523,15 @@ outbox_read_begin(void)
 		all = true;
 		for (int place = 0; place < HEAPS_COUNT && all; place++)
 		{
+			if (!is_of_lane(place))
+				continue;
 			reading[place] = heaps_open(place, RowExclusiveLock, false);
 			all = reading[place] != NULL;
 		}
 	}
 	if (!all)
 	{
-		for (int place = 0; place < HEAPS_COUNT; place++)
-			if (reading[place] != NULL)
-				relation_close(reading[place], RowExclusiveLock);
+		close_heaps();
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
@@ -545,6 +589,7 @@ new_record(int place, const HeapRow *row, const HeapTupleData *tuple,
 	record->payload.sequence = (uint64) row->sequence;
 	record->payload.prepared = row->status == OUTBOX_PREPARED;
 	record->tids = (ItemPointerData *) ((char *) stored + tids);
+	stored->lane = lane;
 	stored->held = row->status == OUTBOX_HELD;
 	stored->database = row->database;
 	stored->endpoint = row->endpoint;
@@ -569,7 +614,7 @@ find_incomplete(const HeapRow *row)
 {
 	ListCell *cell;
 
-	foreach (cell, incomplete)
+	foreach (cell, pass->incomplete)
 	{
 		StoredRecord *stored = lfirst(cell);
 
@@ -589,7 +634,7 @@ is_foreign(const StoredRecord *stored)
 
 /*
  * A record is complete: hands it out, or parks it.  One that is soon free stays
- * where it is; what is in the third heap was looked at before.
+ * where it is; what was parked was looked at before.
  */
 static void
 sort_record(StoredRecord *stored)
@@ -604,7 +649,7 @@ sort_record(StoredRecord *stored)
 	else if (payload->context == 0 || record->place == RECORD_PARKED ||
 			 !worker_holds(payload->context, payload->sequence,
 						   payload->prepared, &until))
-		page_records = lappend(page_records, stored);
+		pass->page_records = lappend(pass->page_records, stored);
 	else if (TimestampDifferenceExceeds(GetCurrentTimestamp(), until,
 										SHORT_HOLD_MS))
 	{
@@ -618,9 +663,12 @@ sort_record(StoredRecord *stored)
 	}
 }
 
-/* Whether a row is to be sent, or to be looked at for that. */
+/*
+ * Whether a row is to be sent by this lane, or to be looked at for that: of
+ * what was parked the live one sends what was held, the other one the rest.
+ */
 static bool
-is_wanted(const HeapRow *row, const HeapTupleData *tuple)
+is_wanted(int place, const HeapRow *row, const HeapTupleData *tuple)
 {
 	BlockNumber page = ItemPointerGetBlockNumber(&tuple->t_self);
 	uint64 key = (uint64) row->context;
@@ -630,8 +678,10 @@ is_wanted(const HeapRow *row, const HeapTupleData *tuple)
 	{
 		case OUTBOX_WAITING:
 		case OUTBOX_PREPARED:
-			return true;
+			return place != RECORD_PARKED || lane == LANE_BULK;
 		case OUTBOX_HELD:
+			if (lane == LANE_BULK)
+				return false;
 			if (!worker_holds(key, (uint64) row->sequence, true, &until))
 				return true;
 			held_add(key, page, (uint64) row->sequence);
@@ -653,7 +703,7 @@ take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	StoredRecord *stored;
 	bool goals;
 
-	if (!is_wanted(row, tuple))
+	if (!is_wanted(page->place, row, tuple))
 		return false;
 	page->waiting++;
 	if (row->chunk == 0 && is_in_flight(page->place, &tuple->t_self))
@@ -665,7 +715,7 @@ take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 		add_chunk(stored, tuple, texts[HEAP_PAYLOAD]);
 		take_off(&stored->record);
 		if (row->chunks > 1)
-			incomplete = lappend(incomplete, stored);
+			pass->incomplete = lappend(pass->incomplete, stored);
 	}
 	else
 	{
@@ -681,7 +731,7 @@ take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 		}
 		add_chunk(stored, tuple, texts[HEAP_PAYLOAD]);
 		if (stored->record.ntids == stored->chunks)
-			incomplete = list_delete_ptr(incomplete, stored);
+			pass->incomplete = list_delete_ptr(pass->incomplete, stored);
 	}
 	goals = stored->record.payload.goals > 0;
 	if (stored->record.ntids == stored->chunks)
@@ -707,56 +757,59 @@ read_page(int place, BlockNumber page_number)
 	PageRead page = {place, 0};
 	HeapWalk walk = {take_row, NULL, &page};
 	MemoryContext previous = MemoryContextSwitchTo(records_context);
-	bool wanted = parked_wanted;
+	bool wanted = pass->parked_wanted;
 	int open;
 
-	if (place == RECORD_PARKED && !pass.all)
+	if (place == RECORD_PARKED && !pass->all)
 	{
 		/* should the reading fail */
-		parked_wanted = true;
-		for (int i = pass.free_at - 1;
-			 i >= 0 && pass.free_pages[i].page == page_number; i--)
-			held_forget(pass.free_pages[i].context, page_number);
+		pass->parked_wanted = true;
+		for (int i = pass->free_at - 1;
+			 i >= 0 && pass->free_pages[i].page == page_number; i--)
+			held_forget(pass->free_pages[i].context, page_number);
 	}
 	open = heaps_walk_page(reading[place], page_number, &walk);
-	parked_wanted = wanted;
+	pass->parked_wanted = wanted;
 
 	if (place != RECORD_PARKED && page.waiting == 0 && open == 0)
 		page_done(&knowledge[place], page_number);
 	MemoryContextSwitchTo(previous);
 }
 
-/* Comes to the third heap. */
+/* Comes to what is parked. */
 static void
 enter_parked(void)
 {
 	Relation relation = reading[RECORD_PARKED];
 
-	pass.page = 0;
-	pass.pages = RelationGetNumberOfBlocks(relation);
+	pass->page = 0;
+	pass->pages = RelationGetNumberOfBlocks(relation);
 	pg_atomic_write_u32(&worker_state->outbox_blocks[RECORD_PARKED],
-						pass.pages);
+						pass->pages);
 	/* somebody has rewritten it */
 	if (held_filenode != relation->rd_rel->relfilenode)
-		parked_wanted = true;
+		for (int i = 0; i < LANE_COUNT; i++)
+			passes[i].parked_wanted = true;
 	held_filenode = relation->rd_rel->relfilenode;
-	pass.all = parked_wanted;
-	if (pass.all)
+	pass->all = pass->parked_wanted;
+	if (pass->all)
 	{
-		parked_wanted = false;
-		pass.all_begun = true;
-		held_forget_all();
+		pass->parked_wanted = false;
+		pass->all_begun = true;
+		if (lane == LANE_LIVE)
+			held_forget_all();
 	}
 	else
 	{
-		HeldPage *before = pass.free_pages;
+		HeldPage *before = pass->free_pages;
 
-		pass.free_pages = NULL;
-		pass.nfree = 0;
-		pass.free_at = 0;
+		pass->free_pages = NULL;
+		pass->nfree = 0;
+		pass->free_at = 0;
 		if (before != NULL)
 			pfree(before);
-		pass.free_pages = held_free_pages(worker_holds, &pass.nfree);
+		if (lane == LANE_LIVE)
+			pass->free_pages = held_free_pages(worker_holds, &pass->nfree);
 	}
 }
 
@@ -764,47 +817,47 @@ enter_parked(void)
 static void
 next_free_page(void)
 {
-	pass.page = pass.pages;
-	if (pass.free_at == pass.nfree)
+	pass->page = pass->pages;
+	if (pass->free_at == pass->nfree)
 		return;
-	pass.page = pass.free_pages[pass.free_at].page;
-	while (pass.free_at < pass.nfree &&
-		   pass.free_pages[pass.free_at].page == pass.page)
-		pass.free_at++;
+	pass->page = pass->free_pages[pass->free_at].page;
+	while (pass->free_at < pass->nfree &&
+		   pass->free_pages[pass->free_at].page == pass->page)
+		pass->free_at++;
 }
 
 /* The next page to read; false at the pass's end. */
 static bool
 next_page(int *place, BlockNumber *page)
 {
-	for (; pass.at < pass.heaps; pass.at++, pass.entered = false)
+	for (; pass->at < pass->heaps; pass->at++, pass->entered = false)
 	{
-		int heap = pass.order[pass.at];
+		int heap = pass->order[pass->at];
 
-		if (!pass.entered)
+		if (!pass->entered)
 		{
 			if (heap == RECORD_PARKED)
 				enter_parked();
 			else
 			{
 				know_heap(heap, reading[heap]);
-				pass.page = knowledge[heap].low;
-				pass.pages = knowledge[heap].pages;
+				pass->page = knowledge[heap].low;
+				pass->pages = knowledge[heap].pages;
 			}
-			pass.entered = true;
+			pass->entered = true;
 		}
-		while (heap != RECORD_PARKED && pass.page < pass.pages &&
-			   page_is_done(&knowledge[heap], pass.page))
-			pass.page++;
-		if (heap == RECORD_PARKED && !pass.all)
+		while (heap != RECORD_PARKED && pass->page < pass->pages &&
+			   page_is_done(&knowledge[heap], pass->page))
+			pass->page++;
+		if (heap == RECORD_PARKED && !pass->all)
 			next_free_page();
-		if (pass.page < pass.pages)
+		if (pass->page < pass->pages)
 		{
 			*place = heap;
-			*page = pass.page++;
+			*page = pass->page++;
 			return true;
 		}
-		pass.all_begun = false;
+		pass->all_begun = false;
 	}
 	return false;
 }
@@ -815,7 +868,7 @@ outbox_read(bool *end)
 	int looked = 0;
 
 	*end = false;
-	while (page_records == NIL)
+	while (pass->page_records == NIL)
 	{
 		int place;
 		BlockNumber page;
@@ -826,15 +879,15 @@ outbox_read(bool *end)
 		if (!next_page(&place, &page))
 		{
 			*end = true;
-			forget_records(&incomplete);
+			forget_records(&pass->incomplete);
 			return NULL;
 		}
 		read_page(place, page);
 	}
 	{
-		StoredRecord *stored = linitial(page_records);
+		StoredRecord *stored = linitial(pass->page_records);
 
-		page_records = list_delete_first(page_records);
+		pass->page_records = list_delete_first(pass->page_records);
 		stored->handed_out = true;
 		return &stored->record;
 	}
@@ -966,8 +1019,7 @@ outbox_read_end(void)
 		else if (!stored->to_hold)
 			unreadable++;
 	}
-	for (int place = 0; place < HEAPS_COUNT; place++)
-		relation_close(reading[place], RowExclusiveLock);
+	close_heaps();
 	PopActiveSnapshot();
 	caller = MemoryContextSwitchTo(records_context);
 	all_parked = list_concat_copy(parked_records, parked);
@@ -990,14 +1042,14 @@ outbox_read_end(void)
 	list_free(parked);
 	if (nparked_pages > 0)
 	{
-		bool wanted = parked_wanted;
+		bool wanted = pass->parked_wanted;
 
 		/* should this fail */
-		parked_wanted = true;
+		pass->parked_wanted = true;
 		for (int i = 0; i < nparked_pages; i++)
 			held_add(parked_pages[i].key, parked_pages[i].page,
 					 parked_pages[i].sequence);
-		parked_wanted = wanted;
+		pass->parked_wanted = wanted;
 	}
 	if (foreign + unreadable > 0)
 		report_parked(foreign, unreadable);
@@ -1270,7 +1322,8 @@ truncate_heap(int place)
 		if (waiting == 0)
 			pg_atomic_write_u32(&worker_state->outbox_blocks[place], 0);
 		else if (place != RECORD_PARKED)
-			shared_events_committed(worker_state, (uint64) waiting);
+			shared_events_committed(worker_state, RECORD_LANE(place),
+									(uint64) waiting);
 		relation_close(relation, NoLock);
 	}
 	CommitTransactionCommand();
@@ -1278,7 +1331,7 @@ truncate_heap(int place)
 	return locked;
 }
 
-/* The rows that have to stay when the third heap gets a new file. */
+/* The rows that have to stay when the parked heap gets a new file. */
 typedef struct Staying
 {
 	HeapTuple *tuples;
@@ -1374,7 +1427,7 @@ move_rows(Relation relation, const Staying *staying)
 }
 
 /*
- * Makes the third heap smaller, so that what session contexts have held there
+ * Makes the parked heap smaller, so that what session contexts have held there
  * does not take up room for ever: what has to stay moves to a new file, unless
  * it is too much.  False if the heap could not be locked.
  */
@@ -1394,7 +1447,8 @@ compact_parked(void)
 		compaction = AllocSetContextCreate(
 			records_context, "absmartly compaction", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(compaction);
-	forget_records(&incomplete);
+	for (int i = 0; i < LANE_COUNT; i++)
+		forget_records(&passes[i].incomplete);
 	forget_records(&to_park);
 
 	SetCurrentStatementStartTimestamp();
@@ -1431,17 +1485,23 @@ compact_parked(void)
 		pg_atomic_write_u32(&worker_state->outbox_blocks[RECORD_PARKED], pages);
 		/* the next pass finds out what is where */
 		held_forget_all();
-		parked_wanted = true;
-		if (pass.at < pass.heaps && pass.order[pass.at] == RECORD_PARKED)
-			pass.entered = false;
+		for (int i = 0; i < LANE_COUNT; i++)
+		{
+			Pass *moved = &passes[i];
+
+			moved->parked_wanted = true;
+			if (moved->at < moved->heaps &&
+				moved->order[moved->at] == RECORD_PARKED)
+				moved->entered = false;
+		}
 	}
 	MemoryContextReset(compaction);
 	return true;
 }
 
-/* Brings what is known of the heaps' sizes up to date. */
+/* Brings what is known of the sizes of a lane's heaps up to date. */
 static bool
-look_at_heaps(void)
+look_at_heaps(EventLane of_lane)
 {
 	MemoryContext context = CurrentMemoryContext;
 	bool found = false;
@@ -1451,8 +1511,9 @@ look_at_heaps(void)
 	if (heaps_find())
 	{
 		found = true;
-		for (int place = 0; place < 2 && found; place++)
+		for (int number = 0; number < 2 && found; number++)
 		{
+			int place = RECORD_HEAP(of_lane, number);
 			Relation relation = heaps_open(place, AccessShareLock, false);
 
 			found = relation != NULL;
@@ -1473,7 +1534,7 @@ static bool
 is_time_to_change(int active, BlockNumber least)
 {
 	const HeapKnowledge *left = &knowledge[active];
-	const HeapKnowledge *entered = &knowledge[1 - active];
+	const HeapKnowledge *entered = &knowledge[RECORD_OTHER_HEAP(active)];
 
 	if (left->pages < least)
 		return false;
@@ -1487,30 +1548,26 @@ is_time_to_change(int active, BlockNumber least)
 	return entered->pages < left->pages / 2;
 }
 
-long
-outbox_maintain(DatabaseState *state, bool idle)
+/* Changes a lane's heaps, and truncates what is empty; false: no lock. */
+static bool
+maintain_lane(DatabaseState *state, EventLane of_lane, BlockNumber least,
+			  bool idle)
 {
-	static int failed = 0; /* in a row */
-	BlockNumber least = idle ? ROTATE_IDLE_PAGES : ROTATE_PAGES;
-	BlockNumber parked;
 	bool locked = true;
-	int active;
-	int other;
+	int active = active_heap(of_lane);
+	int other = RECORD_OTHER_HEAP(active);
+	uint32 number = pg_atomic_read_u32(&state->outbox_active[of_lane]);
 
-	if (RecoveryInProgress())
-		return -1;
-	active = (int) pg_atomic_read_u32(&state->outbox_active);
-	other = 1 - active;
 	/* when idle, what has not been seen to be done are just its last pages */
 	if (knowledge[other].pages > 0 &&
 		(idle || heap_is_drained(&knowledge[other])))
 		locked = truncate_heap(other);
 	if (pg_atomic_read_u32(&state->outbox_blocks[active]) >= least &&
-		look_at_heaps() && is_time_to_change(active, least))
+		look_at_heaps(of_lane) && is_time_to_change(active, least))
 	{
 		bool stays = !heap_is_drained(&knowledge[other]);
 
-		pg_atomic_write_u32(&state->outbox_active, (uint32) other);
+		pg_atomic_write_u32(&state->outbox_active[of_lane], 1 - number);
 		if (idle)
 		{
 			bool truncated = truncate_heap(active);
@@ -1518,9 +1575,24 @@ outbox_maintain(DatabaseState *state, bool idle)
 			locked &= truncated;
 			/* a heap that can't be emptied is not to grow */
 			if (truncated && stays)
-				pg_atomic_write_u32(&state->outbox_active, (uint32) active);
+				pg_atomic_write_u32(&state->outbox_active[of_lane], number);
 		}
 	}
+	return locked;
+}
+
+long
+outbox_maintain(DatabaseState *state, bool idle)
+{
+	static int failed = 0; /* in a row */
+	BlockNumber least = idle ? ROTATE_IDLE_PAGES : ROTATE_PAGES;
+	BlockNumber parked;
+	bool locked = true;
+
+	if (RecoveryInProgress())
+		return -1;
+	for (int i = 0; i < LANE_COUNT; i++)
+		locked &= maintain_lane(state, (EventLane) i, least, idle);
 	if (idle && parked_changed)
 	{
 		parked_changed = false;

@@ -39,15 +39,17 @@ typedef struct EventPayload
 	uint32 goals;
 	uint64 context; /* key of a session context; 0: of none */
 	uint64 sequence; /* grows with each record of the context */
+	EventLane lane;
 	bool prepared; /* of a session context in a transaction that is prepared:
 					* nobody counts its events as pending when it commits */
 } EventPayload;
 
-/* where a record came from */
-#define RECORD_HEAP_A 0
-#define RECORD_HEAP_B 1
-#define RECORD_PARKED 2
-#define RECORD_MEMORY 3
+/* where a record came from: a lane has two heaps, 0 and 1 */
+#define RECORD_HEAP(lane, number) (2 * (int) (lane) + (int) (number))
+#define RECORD_OTHER_HEAP(place) ((place) ^ 1)
+#define RECORD_LANE(place) ((EventLane) ((place) / 2))
+#define RECORD_PARKED (2 * LANE_COUNT)
+#define RECORD_MEMORY (RECORD_PARKED + 1)
 
 /*
  * A record that the worker has read.  One allocation in the memory context of

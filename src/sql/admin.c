@@ -329,6 +329,39 @@ stat_add_time(StatRow *row, TimestampTz time)
 		stat_add(row, TimestampTzGetDatum(time));
 }
 
+static void
+stat_add_age(StatRow *row, TimestampTz time)
+{
+	if (time == 0)
+		stat_add_null(row);
+	else
+		stat_add(row, DirectFunctionCall2(
+						  timestamp_mi,
+						  TimestampTzGetDatum(Max(GetCurrentTimestamp(), time)),
+						  TimestampTzGetDatum(time)));
+}
+
+/* The columns on what waits in the outbox. */
+static void
+stat_add_outbox(StatRow *row, const OutboxSummary *outbox)
+{
+	const OutboxLaneSummary *live = &outbox->lanes[LANE_LIVE];
+	const OutboxLaneSummary *bulk = &outbox->lanes[LANE_BULK];
+
+	stat_add(row, Int64GetDatum(live->records + bulk->records));
+	stat_add(row, Int64GetDatum(live->events + bulk->events));
+	stat_add(row,
+			 Int64GetDatum(live->bytes + bulk->bytes + outbox->parked_bytes));
+	stat_add_age(row, live->oldest == 0   ? bulk->oldest
+					  : bulk->oldest == 0 ? live->oldest
+										  : Min(live->oldest, bulk->oldest));
+	stat_add_age(row, live->oldest);
+	stat_add(row, Int64GetDatum(bulk->records));
+	stat_add(row, Int64GetDatum(bulk->events));
+	stat_add(row, Int64GetDatum(bulk->bytes));
+	stat_add_age(row, bulk->oldest);
+}
+
 /* The columns on events. */
 static void
 stat_add_events(StatRow *row, DatabaseState *state)
@@ -360,17 +393,7 @@ stat_add_events(StatRow *row, DatabaseState *state)
 	for (int i = 0; i < (int) lengthof(dropped); i++)
 		stat_add(row, Int64GetDatum((int64) pg_atomic_read_u64(
 						  &state->counters[dropped[i]])));
-	stat_add(row, Int64GetDatum(outbox.records));
-	stat_add(row, Int64GetDatum(outbox.events));
-	stat_add(row, Int64GetDatum(outbox.bytes));
-	if (outbox.oldest == 0)
-		stat_add_null(row);
-	else
-		stat_add(row,
-				 DirectFunctionCall2(timestamp_mi,
-									 TimestampTzGetDatum(Max(
-										 GetCurrentTimestamp(), outbox.oldest)),
-									 TimestampTzGetDatum(outbox.oldest)));
+	stat_add_outbox(row, &outbox);
 	stat_add(row, Int64GetDatum(outbox.held_records));
 	stat_add(row, Int64GetDatum(outbox.foreign_records));
 	stat_add(row, Int64GetDatum(outbox.dead_events));

@@ -800,7 +800,7 @@ wait_for_room(const Backfill *backfill)
 	uint64 most = (uint64) settings_outbox_max_size * 1024 * 1024 / 4 * 3;
 	TimestampTz told_at = 0;
 
-	while (outbox_size() > most)
+	while (outbox_size(LANE_BULK) > most)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 

@@ -95,26 +95,34 @@ static int noutbox_done = 0; /* records of the outbox in done */
 static EventRecord *loose_record = NULL;
 static BatchSource *loose_source = NULL;
 
+/* How far the reading of a lane is. */
+typedef struct Intake
+{
+	Decoder decoder;
+	BatchSource *source; /* that is read; NULL: between two */
+	int at; /* the record of it that the decoder is at */
+	bool record_open; /* there is one */
+	uint32 event_number; /* in it, of the next one */
+	bool untouched; /* nothing of it was read */
+	bool queue_more;
+	bool outbox_more;
+
+	/* session contexts */
+	HTAB *asides;
+	dlist_head aside_order;
+	Size aside_bytes;
+	bool aside_due; /* they are read now */
+	Decoder header_decoder; /* at the header of the source */
+} Intake;
+
 /* reading */
-static Decoder decoder;
+static Intake intakes[LANE_COUNT];
+static Intake *intake = &intakes[LANE_LIVE]; /* of the batch that is filled */
+static EventLane lane = LANE_LIVE; /* its lane */
 static Render render;
-static BatchSource *reading = NULL; /* NULL: between two sources */
-static int reading_at; /* the record of it that the decoder is at */
-static bool record_open; /* there is one */
-static uint32 event_number; /* in it, of the next one */
-static bool untouched; /* nothing of it was read */
 static bool item_open = false; /* the batch's last item is not complete */
-static bool queue_more = false;
-static bool outbox_more = false;
 static bool outbox_open = false;
 static bool flush_needed = false;
-
-/* session contexts */
-static HTAB *asides = NULL;
-static dlist_head aside_order = DLIST_STATIC_INIT(aside_order);
-static Size aside_bytes = 0;
-static bool aside_due = false; /* they are read now */
-static Decoder header_decoder; /* at the header of the source */
 static HTAB *counts = NULL; /* ContextCount */
 static List *held_entries = NIL; /* HeldEntry */
 
@@ -138,25 +146,22 @@ forget_everything(void)
 	MemoryContext memory = batch_context;
 
 	batch_context = NULL;
-	asides = NULL;
 	counts = NULL;
 	/* the queue has them again */
 	held_entries = NIL;
 	dlist_init(&live);
 	dlist_init(&done);
 	dlist_init(&refused);
-	dlist_init(&aside_order);
 	noutbox_done = 0;
 	loose_record = NULL;
 	loose_source = NULL;
-	reading = NULL;
-	record_open = false;
 	item_open = false;
 	outbox_open = false;
-	queue_more = false;
-	outbox_more = false;
-	aside_bytes = 0;
-	aside_due = false;
+	for (int i = 0; i < LANE_COUNT; i++)
+	{
+		memset(&intakes[i], 0, sizeof(Intake));
+		dlist_init(&intakes[i].aside_order);
+	}
 	if (memory != NULL)
 		MemoryContextDelete(memory);
 }
@@ -175,8 +180,9 @@ batch_start(bool recovery)
 								   ALLOCSET_DEFAULT_SIZES);
 	caller = MemoryContextSwitchTo(memory);
 	render_init(&render, NULL);
-	asides = make_table(memory, "absmartly contexts set aside",
-						sizeof(AsideKey), sizeof(Aside));
+	for (int i = 0; i < LANE_COUNT; i++)
+		intakes[i].asides = make_table(memory, "absmartly contexts set aside",
+									   sizeof(AsideKey), sizeof(Aside));
 	counts = make_table(memory, "absmartly records of contexts", sizeof(uint64),
 						sizeof(ContextCount));
 	MemoryContextSwitchTo(caller);
@@ -205,25 +211,36 @@ release_held_entries(DatabaseState *state)
 	}
 }
 
-void
-batch_pass(DatabaseState *state)
+/* Turns to a lane. */
+static void
+turn_to_lane(EventLane to)
 {
+	lane = to;
+	intake = &intakes[to];
+}
+
+void
+batch_pass(DatabaseState *state, EventLane of_lane)
+{
+	turn_to_lane(of_lane);
 	if (!in_recovery)
 	{
-		outbox_pass_begin();
-		outbox_more = true;
+		outbox_pass_begin(lane);
+		intake->outbox_more = true;
 	}
-	else
+	else if (lane == LANE_LIVE)
 		release_held_entries(state);
 	/* elsewhere it has been moved to the outbox */
-	queue_more = in_recovery;
+	intake->queue_more = in_recovery;
 }
 
 bool
-batch_more(void)
+batch_more(EventLane of_lane)
 {
-	return reading != NULL || queue_more || outbox_more ||
-		   !dlist_is_empty(&aside_order);
+	Intake *its = &intakes[of_lane];
+
+	return its->source != NULL || its->queue_more || its->outbox_more ||
+		   !dlist_is_empty(&its->aside_order);
 }
 
 bool
@@ -244,11 +261,12 @@ batch_has_undone(uint64 context)
 		if (dlist_container(BatchSource, node, iter.cur)->context == context)
 			return true;
 	}
-	dlist_foreach(iter, &aside_order)
-	{
-		if (dlist_container(Aside, node, iter.cur)->key.context == context)
-			return true;
-	}
+	for (int i = 0; i < LANE_COUNT; i++)
+		dlist_foreach(iter, &intakes[i].aside_order)
+		{
+			if (dlist_container(Aside, node, iter.cur)->key.context == context)
+				return true;
+		}
 	return false;
 }
 
@@ -261,7 +279,7 @@ batch_flush(void)
 }
 
 Batch *
-batch_create(uint64 serial)
+batch_create(uint64 serial, EventLane of_lane)
 {
 	MemoryContext context = AllocSetContextCreate(
 		batch_context, "absmartly batch", ALLOCSET_DEFAULT_SIZES);
@@ -270,6 +288,7 @@ batch_create(uint64 serial)
 
 	batch->context = context;
 	batch->serial = serial;
+	batch->lane = of_lane;
 	batch->max_items = FIRST_ITEMS;
 	batch->items = palloc(batch->max_items * sizeof(BatchItem));
 	initStringInfo(&batch->body);
@@ -377,22 +396,22 @@ next_record(DatabaseState *state, bool *blocked)
 {
 	EventRecord *record = NULL;
 
-	if (queue_more)
+	if (intake->queue_more)
 	{
 		do
-			loose_record = record = queue_take(state);
+			loose_record = record = queue_take(state, lane);
 		while (record != NULL && keep_in_queue(record));
 		if (record != NULL)
 			return record;
-		queue_more = false;
+		intake->queue_more = false;
 	}
-	if (outbox_more)
+	if (intake->outbox_more)
 	{
 		bool end = false;
 
 		if (!outbox_open)
 		{
-			outbox_open = outbox_read_begin();
+			outbox_open = outbox_read_begin(lane);
 			MemoryContextSwitchTo(batch_context);
 			*blocked = !outbox_open;
 			if (!outbox_open)
@@ -400,7 +419,7 @@ next_record(DatabaseState *state, bool *blocked)
 		}
 		loose_record = record = outbox_read(&end);
 		if (record == NULL && end)
-			outbox_more = false;
+			intake->outbox_more = false;
 		if (record != NULL && record->payload.goals > 0)
 			flush_needed = true;
 	}
@@ -436,18 +455,19 @@ origin_in_context(const EventRecord *record)
 static void
 open_next_record(void)
 {
-	record_open = false;
-	if (reading->discarded)
+	intake->record_open = false;
+	if (intake->source->discarded)
 		return;
-	while (!record_open && ++reading_at < reading->nrecords)
+	while (!intake->record_open && ++intake->at < intake->source->nrecords)
 	{
-		SourceRecord *next = &reading->records[reading_at];
+		SourceRecord *next = &intake->source->records[intake->at];
 		const EventPayload *payload = &next->record->payload;
 
 		if (next->repeated)
 			continue;
-		record_open = decoder_begin(&decoder, payload->data, payload->length);
-		next->damaged = !record_open;
+		intake->record_open =
+			decoder_begin(&intake->decoder, payload->data, payload->length);
+		next->damaged = !intake->record_open;
 	}
 }
 
@@ -455,15 +475,15 @@ open_next_record(void)
 static void
 begin_reading(BatchSource *source)
 {
-	reading = source;
-	reading_at = -1;
-	event_number = 0;
-	untouched = true;
+	intake->source = source;
+	intake->at = -1;
+	intake->event_number = 0;
+	intake->untouched = true;
 	if (source->header != NULL)
 	{
-		(void) decoder_begin(&header_decoder, source->header,
+		(void) decoder_begin(&intake->header_decoder, source->header,
 							 source->header_length);
-		(void) decoder_next(&header_decoder);
+		(void) decoder_next(&intake->header_decoder);
 	}
 	open_next_record();
 }
@@ -520,19 +540,19 @@ set_aside(EventRecord *record)
 	count = hash_search(counts, &key.context, HASH_ENTER, &found);
 	if (!found)
 		count->records = 0;
-	aside = hash_search(asides, &key, HASH_ENTER, &found);
+	aside = hash_search(intake->asides, &key, HASH_ENTER, &found);
 	if (!found)
 	{
 		aside->nrecords = 0;
 		aside->max_records = FEW_RECORDS;
 		aside->records = aside->few;
-		dlist_push_tail(&aside_order, &aside->node);
+		dlist_push_tail(&intake->aside_order, &aside->node);
 	}
 	else
 		grow_aside(aside);
 	count->records++;
 	aside->records[aside->nrecords++] = record;
-	aside_bytes += record->payload.length + RECORD_OVERHEAD;
+	intake->aside_bytes += record->payload.length + RECORD_OVERHEAD;
 	loose_record = NULL;
 }
 
@@ -542,11 +562,12 @@ forget_aside(Aside *aside)
 	AsideKey key = aside->key;
 
 	for (int i = 0; i < aside->nrecords; i++)
-		aside_bytes -= aside->records[i]->payload.length + RECORD_OVERHEAD;
+		intake->aside_bytes -=
+			aside->records[i]->payload.length + RECORD_OVERHEAD;
 	dlist_delete(&aside->node);
 	if (aside->records != aside->few)
 		pfree(aside->records);
-	(void) hash_search(asides, &key, HASH_REMOVE, NULL);
+	(void) hash_search(intake->asides, &key, HASH_REMOVE, NULL);
 }
 
 static int
@@ -568,10 +589,10 @@ read_contexts(const EventRecord *record, uint32 most)
 	uint32 contexts = 0;
 	EventKind kind;
 
-	if (!decoder_begin(&header_decoder, payload->data, payload->length))
+	if (!decoder_begin(&intake->header_decoder, payload->data, payload->length))
 		return 0;
 	while (contexts < most &&
-		   (kind = decoder_next(&header_decoder)) != EVENT_END &&
+		   (kind = decoder_next(&intake->header_decoder)) != EVENT_END &&
 		   kind != EVENT_MALFORMED)
 		if (kind == EVENT_CONTEXT)
 			contexts++;
@@ -594,7 +615,7 @@ make_header(BatchSource *source)
 		if (contexts == 0)
 			continue;
 		(void) read_contexts(source->records[i].record, contexts);
-		newest = &header_decoder.context;
+		newest = &intake->header_decoder.context;
 	}
 	capacity = (uint32) Max(encoder_context_bound(newest), 64);
 	source->header = palloc(capacity);
@@ -624,7 +645,7 @@ make_context_source(int count, const AsideKey *key)
 static void
 begin_context(void)
 {
-	Aside *aside = dlist_head_element(Aside, node, &aside_order);
+	Aside *aside = dlist_head_element(Aside, node, &intake->aside_order);
 	int count = aside->nrecords;
 	BatchSource *source = make_context_source(count, &aside->key);
 	SourceRecord *records = source->records;
@@ -652,9 +673,9 @@ begin_source(DatabaseState *state, bool *blocked)
 	{
 		EventRecord *record;
 
-		if (dlist_is_empty(&aside_order))
-			aside_due = false;
-		if (aside_due)
+		if (dlist_is_empty(&intake->aside_order))
+			intake->aside_due = false;
+		if (intake->aside_due)
 		{
 			begin_context();
 			return true;
@@ -662,10 +683,10 @@ begin_source(DatabaseState *state, bool *blocked)
 		record = next_record(state, blocked);
 		if (record == NULL)
 		{
-			if (*blocked || queue_more || outbox_more ||
-				dlist_is_empty(&aside_order))
+			if (*blocked || intake->queue_more || intake->outbox_more ||
+				dlist_is_empty(&intake->aside_order))
 				return false;
-			aside_due = true;
+			intake->aside_due = true;
 		}
 		else if (record->payload.context == 0)
 		{
@@ -675,7 +696,7 @@ begin_source(DatabaseState *state, bool *blocked)
 		else
 		{
 			set_aside(record);
-			aside_due = aside_bytes >= MAX_ASIDE_BYTES;
+			intake->aside_due = intake->aside_bytes >= MAX_ASIDE_BYTES;
 		}
 	}
 }
@@ -683,9 +704,9 @@ begin_source(DatabaseState *state, bool *blocked)
 static void
 end_source(void)
 {
-	BatchSource *source = reading;
+	BatchSource *source = intake->source;
 
-	reading = NULL;
+	intake->source = NULL;
 	finish_one(source);
 }
 
@@ -704,17 +725,18 @@ begin_item(Batch *batch)
 		appendStringInfoChar(&batch->body, ',');
 
 	item = &batch->items[batch->nitems];
-	item->source = reading;
-	item->context = reading->context;
+	item->source = intake->source;
+	item->context = intake->source->context;
 	item->offset = batch->body.len;
-	item->first_event = event_number;
+	item->first_event = intake->event_number;
 	item->changed = false;
 	item->exposures = 0;
 	item->goals = 0;
-	batch->has_contexts |= reading->context != 0;
+	batch->has_contexts |= intake->source->context != 0;
 	item_open = true;
-	render_begin(&render, reading->header != NULL ? &header_decoder.context
-												  : &decoder.context);
+	render_begin(&render, intake->source->header != NULL
+							  ? &intake->header_decoder.context
+							  : &intake->decoder.context);
 }
 
 /* Completes the item that was begun, if one was. */
@@ -727,7 +749,7 @@ end_item(Batch *batch)
 		return;
 	render_end(&render);
 	item->length = batch->body.len - item->offset;
-	item->end_event = event_number;
+	item->end_event = intake->event_number;
 	item->source->undone++;
 	batch->nitems++;
 	item_open = false;
@@ -750,16 +772,16 @@ cancel_item(Batch *batch)
 	batch->body.len = (int) batch->items[batch->nitems].offset - 1;
 	batch->body.data[batch->body.len] = '\0';
 	item_open = false;
-	begin_reading(reading);
+	begin_reading(intake->source);
 }
 
 /* The rest of a context becomes a source of its own. */
 static void
 split_source(void)
 {
-	BatchSource *source = reading;
+	BatchSource *source = intake->source;
 	AsideKey key = {source->context, source->origin};
-	int kept = reading_at + 1;
+	int kept = intake->at + 1;
 	int left = source->nrecords - kept;
 	BatchSource *rest = make_context_source(left, &key);
 
@@ -779,7 +801,7 @@ static void
 end_record(Batch *batch)
 {
 	/* some of it has made an item already, which was too large for more */
-	if (reading->undone > 1 && reading_at + 1 < reading->nrecords)
+	if (intake->source->undone > 1 && intake->at + 1 < intake->source->nrecords)
 	{
 		end_item(batch);
 		split_source();
@@ -795,15 +817,15 @@ end_record(Batch *batch)
 static bool
 read_source(Batch *batch, size_t max_bytes)
 {
-	untouched = false;
-	while (record_open)
+	intake->untouched = false;
+	while (intake->record_open)
 	{
 		BatchItem *item;
-		EventKind kind = decoder_next(&decoder);
+		EventKind kind = decoder_next(&intake->decoder);
 
 		if (kind == EVENT_CONTEXT)
 		{
-			if (reading->header != NULL)
+			if (intake->source->header != NULL)
 				continue;
 			end_item(batch);
 			if (is_full(batch, max_bytes))
@@ -812,12 +834,13 @@ read_source(Batch *batch, size_t max_bytes)
 		}
 		if (kind == EVENT_END || kind == EVENT_MALFORMED)
 		{
-			reading->records[reading_at].damaged = kind == EVENT_MALFORMED;
+			intake->source->records[intake->at].damaged =
+				kind == EVENT_MALFORMED;
 			end_record(batch);
 			/* it may be another source now */
-			if (untouched && is_full(batch, max_bytes))
+			if (intake->untouched && is_full(batch, max_bytes))
 				return false;
-			untouched = false;
+			intake->untouched = false;
 			continue;
 		}
 
@@ -827,18 +850,18 @@ read_source(Batch *batch, size_t max_bytes)
 		if (kind == EVENT_GOAL)
 		{
 			item->goals++;
-			render_goal(&render, &decoder.goal);
+			render_goal(&render, &intake->decoder.goal);
 		}
 		else
 		{
 			item->exposures++;
-			render_exposure(&render, &decoder.exposure);
+			render_exposure(&render, &intake->decoder.exposure);
 		}
-		event_number++;
+		intake->event_number++;
 
 		if ((size_t) (batch->body.len + render.goals.len) >= max_bytes)
 		{
-			if (reading->context != 0 && batch->nitems > 0 &&
+			if (intake->source->context != 0 && batch->nitems > 0 &&
 				item->first_event == 0)
 				cancel_item(batch);
 			else
@@ -865,16 +888,16 @@ same_origin(const EventOrigin *left, const EventOrigin *right)
 static bool
 may_join(const Batch *batch, size_t max_bytes)
 {
-	uint32 items = reading->context != 0
+	uint32 items = intake->source->context != 0
 					   ? 1
-					   : reading->records[0].record->payload.contexts;
+					   : intake->source->records[0].record->payload.contexts;
 
 	if (batch->nitems == 0)
 		return true;
 	if (is_full(batch, max_bytes) ||
-		!same_origin(batch->origin, reading->origin))
+		!same_origin(batch->origin, intake->source->origin))
 		return false;
-	return !untouched ||
+	return !intake->untouched ||
 		   items + (uint32) batch->nitems <= (uint32) settings_batch_size;
 }
 
@@ -885,10 +908,11 @@ batch_fill(DatabaseState *state, Batch *batch, size_t max_bytes)
 	BatchRead result = BATCH_FULL;
 	bool blocked = false;
 
+	turn_to_lane(batch->lane);
 	render.text = &batch->body;
 	for (;;)
 	{
-		if (reading == NULL && !begin_source(state, &blocked))
+		if (intake->source == NULL && !begin_source(state, &blocked))
 		{
 			result = blocked ? BATCH_BLOCKED : BATCH_NO_MORE;
 			break;
@@ -896,7 +920,7 @@ batch_fill(DatabaseState *state, Batch *batch, size_t max_bytes)
 		if (!may_join(batch, max_bytes))
 			break;
 		if (batch->nitems == 0)
-			batch->origin = reading->origin;
+			batch->origin = intake->source->origin;
 		if (!read_source(batch, max_bytes))
 			break;
 		end_source();
@@ -942,21 +966,22 @@ release_loose(DatabaseState *state)
 }
 
 void
-batch_recover(DatabaseState *state, Batch *batch)
+batch_recover(DatabaseState *state, EventLane of_lane, Batch *batch)
 {
+	turn_to_lane(of_lane);
 	outbox_open = false;
-	queue_more = false;
-	outbox_more = false;
+	intake->queue_more = false;
+	intake->outbox_more = false;
 	if (batch != NULL && item_open)
 		batch->body.len = (int) batch->items[batch->nitems].offset;
 	item_open = false;
-	if (reading != NULL)
+	if (intake->source != NULL)
 	{
-		reading->give_back = true;
+		intake->source->give_back = true;
 		end_source();
 	}
 	if (!in_recovery)
-		outbox_read_failed();
+		outbox_read_failed(lane);
 	release_loose(state);
 }
 
@@ -998,7 +1023,7 @@ batch_body(Batch *batch, size_t *length)
 static Batch *
 move_items(const Batch *batch, int from, int to)
 {
-	Batch *moved = batch_create(batch->serial);
+	Batch *moved = batch_create(batch->serial, batch->lane);
 	const BatchItem *first = &batch->items[from];
 	const BatchItem *last = &batch->items[to - 1];
 
@@ -1086,7 +1111,7 @@ write_item(Batch *batch, BatchItem *item, uint32 most)
 static Batch *
 split_item(Batch *batch)
 {
-	Batch *half = batch_create(batch->serial);
+	Batch *half = batch_create(batch->serial, batch->lane);
 	BatchItem *item = &batch->items[batch->first];
 	uint32 events = batch_events(batch);
 
@@ -1448,9 +1473,9 @@ batch_acknowledge(DatabaseState *state, bool flush)
 static void
 release_asides(DatabaseState *state)
 {
-	while (!dlist_is_empty(&aside_order))
+	while (!dlist_is_empty(&intake->aside_order))
 	{
-		Aside *aside = dlist_head_element(Aside, node, &aside_order);
+		Aside *aside = dlist_head_element(Aside, node, &intake->aside_order);
 
 		while (aside->nrecords > 0)
 		{
@@ -1458,13 +1483,13 @@ release_asides(DatabaseState *state)
 
 			release_record(state, record);
 			aside->nrecords--;
-			aside_bytes -= record->payload.length + RECORD_OVERHEAD;
+			intake->aside_bytes -= record->payload.length + RECORD_OVERHEAD;
 			uncount_record(record->payload.context);
 			pfree(record);
 		}
 		forget_aside(aside);
 	}
-	aside_due = false;
+	intake->aside_due = false;
 }
 
 void
@@ -1484,10 +1509,14 @@ batch_release_all(DatabaseState *state)
 	while (!dlist_is_empty(&done))
 		release_source(state, dlist_head_element(BatchSource, node, &done),
 					   true);
-	release_asides(state);
 	noutbox_done = 0;
-	reading = NULL;
 	item_open = false;
-	queue_more = false;
-	outbox_more = false;
+	for (int i = 0; i < LANE_COUNT; i++)
+	{
+		turn_to_lane((EventLane) i);
+		release_asides(state);
+		intake->source = NULL;
+		intake->queue_more = false;
+		intake->outbox_more = false;
+	}
 }

@@ -43,6 +43,7 @@ typedef struct Batch
 	dlist_node node; /* the scheduler's */
 	MemoryContext context; /* of all that belongs to it */
 	uint64 serial; /* in the order of reading */
+	EventLane lane;
 	const EventOrigin *origin;
 	bool has_contexts; /* there may be items of session contexts */
 	StringInfoData body;
@@ -82,20 +83,20 @@ typedef enum BatchRead
  */
 extern void batch_start(bool recovery);
 
-/* Starts a pass over all that is committed now.  May raise. */
-extern void batch_pass(DatabaseState *state);
+/* Starts a pass over all of a lane that is committed now.  May raise. */
+extern void batch_pass(DatabaseState *state, EventLane lane);
 
-/* Whether the pass has not come to its end. */
-extern bool batch_more(void);
+/* Whether a lane's pass has not come to its end. */
+extern bool batch_more(EventLane lane);
 
 /*
- * Reads events into a new batch.  May raise: batch_recover() leaves in it
- * what was complete by then.  It may be NULL if it could not be made.
+ * Reads events of its lane into a new batch.  May raise: batch_recover() leaves
+ * in it what was complete by then.  It may be NULL if it could not be made.
  */
-extern Batch *batch_create(uint64 serial);
+extern Batch *batch_create(uint64 serial, EventLane lane);
 extern BatchRead batch_fill(DatabaseState *state, Batch *batch,
 							size_t max_bytes);
-extern void batch_recover(DatabaseState *state, Batch *batch);
+extern void batch_recover(DatabaseState *state, EventLane lane, Batch *batch);
 
 /* Makes sure that goals which were read are committed for good.  May raise. */
 extern void batch_flush(void);

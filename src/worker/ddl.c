@@ -268,7 +268,8 @@ announce_prepared(void)
 	if (state != NULL && state->worker_pid != 0)
 	{
 		pg_atomic_write_u32(&state->look_wanted, 1);
-		shared_events_committed(state, 1);
+		for (int lane = 0; lane < LANE_COUNT; lane++)
+			shared_events_committed(state, (EventLane) lane, 1);
 		shared_wake_worker(state);
 	}
 	else if (ConditionalLockRelationOid(ExtensionRelationId, AccessShareLock))

@@ -41,7 +41,7 @@
 
 typedef struct Merge
 {
-	OutboxWriter *writer;
+	OutboxWriter *writers[LANE_COUNT]; /* NULL: nothing to write yet */
 	const EventRecord *first; /* whose origin and time are the record's, and
 							   * to whose time the others' is a delay; NULL:
 							   * empty */
@@ -50,6 +50,18 @@ typedef struct Merge
 
 static Encoder encoder;
 static Decoder decoder;
+
+static void
+write_record(Merge *merge, const EventRecord *record)
+{
+	EventLane lane = record->payload.lane;
+
+	if (merge->writers[lane] == NULL)
+		merge->writers[lane] = outbox_write_begin(lane);
+	if (merge->writers[lane] == NULL)
+		elog(ERROR, "the outbox is gone");
+	outbox_write_record(merge->writers[lane], record);
+}
 
 static void
 merge_end(Merge *merge)
@@ -64,8 +76,9 @@ merge_end(Merge *merge)
 									.length = at->length,
 									.contexts = at->contexts,
 									.exposures = at->exposures,
-									.goals = at->goals};
-	outbox_write_record(merge->writer, &record);
+									.goals = at->goals,
+									.lane = record.payload.lane};
+	write_record(merge, &record);
 	merge->first = NULL;
 }
 
@@ -98,10 +111,12 @@ merge_record(Merge *merge, const EventRecord *record)
 		record->payload.context != 0 ||
 		!decoder_begin(&decoder, record->payload.data, record->payload.length))
 	{
-		outbox_write_record(merge->writer, record);
+		write_record(merge, record);
 		return;
 	}
-	if (merge->first != NULL && merge->first->origin != record->origin)
+	if (merge->first != NULL &&
+		(merge->first->origin != record->origin ||
+		 merge->first->payload.lane != record->payload.lane))
 		merge_end(merge);
 	while ((kind = decoder_next(&decoder)) != EVENT_END)
 	{
@@ -132,16 +147,24 @@ write_records(DatabaseState *state, List *records)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	outbox_require();
 	merge.first = NULL;
-	merge.writer = outbox_write_begin();
-	if (merge.writer == NULL)
-		elog(ERROR, "the outbox is gone");
+	memset(merge.writers, 0, sizeof(merge.writers));
 	foreach (cell, records)
 		merge_record(&merge, lfirst(cell));
 	merge_end(&merge);
-	outbox_write_end(merge.writer);
+	for (int lane = 0; lane < LANE_COUNT; lane++)
+		if (merge.writers[lane] != NULL)
+			outbox_write_end(merge.writers[lane]);
 	queue_moving(state, GetCurrentTransactionId());
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+}
+
+static EventRecord *
+take_next(DatabaseState *state)
+{
+	EventRecord *record = queue_take(state, LANE_LIVE);
+
+	return record != NULL ? record : queue_take(state, LANE_BULK);
 }
 
 /* Moves some records, at most so many; gives their number. */
@@ -159,7 +182,7 @@ drain_some(DatabaseState *state, int64 most)
 		Size bytes = 0;
 
 		while (bytes < DRAIN_BYTES && list_length(records) < most &&
-			   (loose = queue_take(state)) != NULL)
+			   (loose = take_next(state)) != NULL)
 		{
 			records = lappend(records, loose);
 			bytes += sizeof(EventRecord) + loose->payload.length;

@@ -9,6 +9,12 @@
  * delivered since this one was first tried: then it is this one's alone, and
  * does not stop the others.
  *
+ * Each lane has its passes and batches.  What is live goes first; bulk gets
+ *what that leaves, and at least one request in so many, and leaves one
+ *connection free as soon as something live is committed.  A pause for failures
+ *of bulk is for bulk alone: only the collector itself can ask for one that is
+ *for all.
+ *
  * Who has a session context published waits for that context's events alone:
  * until they are delivered, or a round with them has failed.  Those of a
  * context that holds its events leave their batch then.
@@ -56,6 +62,8 @@
 /* batches that have failed and wait, beside those that may be in flight */
 #define MAX_FAILED 16
 #define MAX_FAILED_BYTES ((Size) 16 * 1024 * 1024)
+/* after so many requests that are live comes one that is bulk, if any waits */
+#define LIVE_RUN 8
 /* after so many rounds one of them is halved: one of its events may be why */
 #define ROUNDS_ALONE 2
 /* between two reports of dropped events */
@@ -71,27 +79,50 @@ static bool recovery;
 static bool started = false; /* the outbox knows this worker */
 static bool held_up = false; /* the worker before this one waits for answers */
 
-/* batches */
-static dlist_head waiting = DLIST_STATIC_INIT(waiting);
+typedef struct Lane
+{
+	/* batches */
+	dlist_head waiting;
+	int nbatches; /* waiting and running */
+	int nrunning;
+
+	/* reading */
+	uint64 told; /* contexts that were committed since the pass */
+	CollectorPause company; /* how long they wait for others */
+	bool pass_wanted;
+	CollectorPause fallback;
+
+	/* what the collector thinks of it */
+	CollectorPause pause;
+	int failed_rounds;
+
+	/* the request of absmartly_publish() that is being served */
+	bool ticket_pass; /* its pass has begun */
+	bool ticket_read; /* and come to its end */
+	uint64 ticket_serial; /* of the last batch that it is about */
+} Lane;
+
+static Lane lanes[LANE_COUNT] = {
+	[LANE_LIVE] = {.waiting = DLIST_STATIC_INIT(lanes[LANE_LIVE].waiting)},
+	[LANE_BULK] = {.waiting = DLIST_STATIC_INIT(lanes[LANE_BULK].waiting)}};
+
+#define foreach_lane(which) \
+	for (EventLane which = LANE_LIVE; which < LANE_COUNT; which++)
+
+/* batches of both */
 static dlist_head running = DLIST_STATIC_INIT(running);
 static dlist_head delivered = DLIST_STATIC_INIT(delivered); /* to be logged */
-static int nbatches = 0; /* waiting and running */
 static int nrunning = 0;
 static uint64 last_serial = 0;
+static int live_sent = 0; /* requests since the last one that was bulk */
 
 /* reading */
-static uint64 told = 0; /* contexts that were committed since the pass */
-static CollectorPause company; /* how long they wait for others */
-static bool pass_wanted = false;
-static CollectorPause fallback;
 static CollectorPause read_pause;
 static size_t batch_bytes; /* at which a batch is full */
 static CollectorPause small_pause; /* before that grows again */
 
 /* what the collector thinks of it */
-static CollectorPause pause_all;
 static CollectorPause pause_asked; /* by the collector: Retry-After */
-static int failed_rounds = 0;
 static uint64 endpoints = 0; /* how many the worker has had before */
 static uint64 rounds_failed = 0; /* ever */
 static uint64 successes = 0; /* batches delivered, ever */
@@ -106,9 +137,6 @@ static CollectorPause maintenance;
 
 /* the request of absmartly_publish() that is being served */
 static uint64 ticket = 0; /* 0: none */
-static bool ticket_pass; /* its pass has begun */
-static bool ticket_read; /* and come to its end */
-static uint64 ticket_serial; /* of the last batch that it is about */
 static int64 ticket_delivered; /* events, at its beginning */
 static int64 events_delivered = 0; /* ever */
 
@@ -151,7 +179,6 @@ end_pauses(void)
 {
 	dlist_iter iter;
 
-	pause_all.until = 0;
 	pause_asked.until = 0;
 	read_pause.until = 0;
 	step_end_pause();
@@ -161,18 +188,45 @@ end_pauses(void)
 
 		batch->attempts = 1;
 	}
-	dlist_foreach(iter, &waiting)
+	foreach_lane(lane)
 	{
-		Batch *batch = dlist_container(Batch, node, iter.cur);
+		lanes[lane].pause.until = 0;
+		dlist_foreach(iter, &lanes[lane].waiting)
+		{
+			Batch *batch = dlist_container(Batch, node, iter.cur);
 
-		batch->pause.until = 0;
-		batch->attempts = 0;
+			batch->pause.until = 0;
+			batch->attempts = 0;
+		}
 	}
 }
 
+/* Wants a pass of each lane. */
+static void
+want_passes(void)
+{
+	foreach_lane(lane)
+	{
+		lanes[lane].pass_wanted = true;
+	}
+}
+
+/* Whether all that was committed is delivered, as far as is known. */
+static bool
+nothing_left(void)
+{
+	foreach_lane(lane)
+	{
+		if (lanes[lane].nbatches > 0 || lanes[lane].pass_wanted ||
+			batch_more(lane))
+			return false;
+	}
+	return true;
+}
+
 /*
- * Takes the next request: one pass from here on sees all that was committed
- * before it.
+ * Takes the next request: one pass of each lane from here on sees all that was
+ * committed before it.
  */
 static void
 take_ticket(DatabaseState *state)
@@ -182,10 +236,13 @@ take_ticket(DatabaseState *state)
 	LWLockAcquire(&state->lock, LW_SHARED);
 	ticket = state->publish_requested;
 	LWLockRelease(&state->lock);
-	ticket_pass = false;
-	ticket_read = false;
+	foreach_lane(lane)
+	{
+		lanes[lane].ticket_pass = false;
+		lanes[lane].ticket_read = false;
+	}
 	ticket_delivered = events_delivered;
-	pass_wanted = true;
+	want_passes();
 	end_pauses();
 }
 
@@ -198,7 +255,7 @@ look_at_contexts(DatabaseState *state)
 {
 	if (contexts_look(state))
 	{
-		pass_wanted = true;
+		lanes[LANE_LIVE].pass_wanted = true;
 		drop_wanted = true;
 	}
 }
@@ -221,9 +278,11 @@ obstacle(const DatabaseState *state)
 static void
 put_aside(Batch *batch)
 {
+	Lane *lane = &lanes[batch->lane];
+
 	collector_forget_key(&batch->key);
-	dlist_push_tail(&waiting, &batch->node);
-	nbatches++;
+	dlist_push_tail(&lane->waiting, &batch->node);
+	lane->nbatches++;
 }
 
 /* Takes a batch from where it waits or runs. */
@@ -231,7 +290,7 @@ static void
 take_out(Batch *batch)
 {
 	dlist_delete(&batch->node);
-	nbatches--;
+	lanes[batch->lane].nbatches--;
 }
 
 /* A batch is too large, or something in it is wrong and nobody says what. */
@@ -254,8 +313,8 @@ halve(Batch *batch)
 
 /*
  * A batch could not be delivered: tells who waits for it, and the event logger.
- * Whose context's error it is has no other one; if nothing gets through, it is
- * that of all who wait.
+ * Whose context's error it is has no other one; if nothing that is live gets
+ * through, it is that of all who wait.
  */
 static void
 tell_failure(DatabaseState *state, const Batch *batch, bool alone,
@@ -267,7 +326,7 @@ tell_failure(DatabaseState *state, const Batch *batch, bool alone,
 		others = !contexts_requested(batch->items[i].context);
 	if (others)
 		worker_log_error(state, 0, error);
-	if (!alone)
+	if (!alone && batch->lane == LANE_LIVE)
 		contexts_fail(state, 0, ERRCODE_CONNECTION_FAILURE, error);
 	else
 		for (int i = batch->first; i < batch->nitems; i++)
@@ -299,15 +358,22 @@ fail_round(DatabaseState *state, Batch *batch, const Failure *failure,
 									 failure->retry_after));
 	else
 	{
+		Lane *lane = &lanes[batch->lane];
 		dlist_iter iter;
 
 		/* after the pause rounds begin anew */
-		dlist_foreach(iter, &waiting)
+		foreach_lane(other)
 		{
-			dlist_container(Batch, node, iter.cur)->attempts = 0;
+			if (batch->lane != LANE_LIVE && other != batch->lane)
+				continue;
+			dlist_foreach(iter, &lanes[other].waiting)
+			{
+				dlist_container(Batch, node, iter.cur)->attempts = 0;
+			}
 		}
-		pause_for(&pause_all, collector_round_ms(first_ms, failed_rounds++,
-												 failure->retry_after));
+		pause_for(&lane->pause,
+				  collector_round_ms(first_ms, lane->failed_rounds++,
+									 failure->retry_after));
 		rounds_failed++;
 	}
 
@@ -338,6 +404,15 @@ fail_round(DatabaseState *state, Batch *batch, const Failure *failure,
 	}
 }
 
+/* Milliseconds of the pause after a lane's failed rounds. */
+static long
+round_pause_left(EventLane lane)
+{
+	/* what stops the live ones stops all */
+	return Max(collector_pause_left(&lanes[LANE_LIVE].pause),
+			   collector_pause_left(&lanes[lane].pause));
+}
+
 /*
  * An attempt has failed: plans a retry or ends the round.  A pause that the
  * collector asks for is for all.
@@ -353,7 +428,7 @@ fail_attempt(DatabaseState *state, Batch *batch, const Failure *failure)
 
 	put_aside(batch);
 	if (batch->rounds_before != rounds_failed &&
-		collector_pause_left(&pause_all) > 0)
+		round_pause_left(batch->lane) > 0)
 		batch->attempts = 0; /* others have found out already */
 	else if (failure->kind.result == ATTEMPT_FAULT)
 		fail_round(state, batch, failure, COLLECTOR_FAULT_PAUSE_MS);
@@ -421,8 +496,10 @@ send_batch(DatabaseState *state, HttpClient *client, Batch *batch)
 		return;
 	}
 	dlist_push_tail(&running, &batch->node);
-	nbatches++;
+	lanes[batch->lane].nbatches++;
+	lanes[batch->lane].nrunning++;
 	nrunning++;
+	live_sent = batch->lane == LANE_LIVE ? live_sent + 1 : 0;
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	state->publish.requests++;
@@ -432,12 +509,11 @@ send_batch(DatabaseState *state, HttpClient *client, Batch *batch)
 	LWLockRelease(&state->lock);
 }
 
-/* Milliseconds of the pauses that are for all. */
+/* Milliseconds of the pauses that are for all of a lane. */
 static long
-pause_left(void)
+pause_left(EventLane lane)
 {
-	return Max(collector_pause_left(&pause_all),
-			   collector_pause_left(&pause_asked));
+	return Max(round_pause_left(lane), collector_pause_left(&pause_asked));
 }
 
 /* Where there is no batch endpoint, items leave their batch one by one. */
@@ -448,18 +524,18 @@ must_carve(const Batch *batch)
 }
 
 /*
- * Whether there may be another batch.  Those that have failed do not count, so
- * that others have a chance to show whether it is them or the collector; within
- * limits.
+ * Whether a lane may have another batch.  Those that have failed do not count,
+ * so that others have a chance to show whether it is them or the collector;
+ * within limits.
  */
 static bool
-may_add(void)
+may_add(EventLane lane)
 {
 	Size bytes = 0;
 	int failed = 0;
 	dlist_iter iter;
 
-	dlist_foreach(iter, &waiting)
+	dlist_foreach(iter, &lanes[lane].waiting)
 	{
 		const Batch *batch = dlist_container(Batch, node, iter.cur);
 
@@ -469,24 +545,83 @@ may_add(void)
 	}
 	if (bytes > MAX_FAILED_BYTES)
 		failed = 0;
-	return nbatches - Min(failed, MAX_FAILED) <= settings_max_connections;
+	return lanes[lane].nbatches - Min(failed, MAX_FAILED) <=
+		   settings_max_connections;
 }
 
 /* Milliseconds until a waiting batch may be sent; -1: others come first. */
 static long
 batch_left(const Batch *batch)
 {
-	if (must_carve(batch) && !may_add())
+	if (must_carve(batch) && !may_add(batch->lane))
 		return -1;
-	return Max(collector_pause_left(&batch->pause), pause_left());
+	return Max(collector_pause_left(&batch->pause), pause_left(batch->lane));
+}
+
+static bool
+wants_to_start(void)
+{
+	return !started && !recovery;
+}
+
+/* Whether a lane has something to read. */
+static bool
+has_to_read(EventLane lane)
+{
+	return (lanes[lane].pass_wanted || batch_more(lane)) && !wants_to_start();
+}
+
+/* Milliseconds until a lane may be read. */
+static long
+read_left(EventLane lane)
+{
+	return Max(Max(collector_pause_left(&read_pause), step_pause_left()),
+			   pause_left(lane));
+}
+
+/* Whether something live can be sent at once. */
+static bool
+live_is_ready(void)
+{
+	dlist_iter iter;
+
+	dlist_foreach(iter, &lanes[LANE_LIVE].waiting)
+	{
+		if (batch_left(dlist_container(Batch, node, iter.cur)) == 0)
+			return true;
+	}
+	return has_to_read(LANE_LIVE) && may_add(LANE_LIVE) &&
+		   read_left(LANE_LIVE) <= 0;
+}
+
+/* Whether bulk goes first for once. */
+static bool
+bulk_is_due(void)
+{
+	return live_sent >= LIVE_RUN;
+}
+
+/* Whether there is a connection for a request of a lane. */
+static bool
+may_send(EventLane lane)
+{
+	if (nrunning >= settings_max_connections)
+		return false;
+	if (lane == LANE_LIVE)
+		return true;
+	if (live_is_ready())
+		return bulk_is_due();
+	/* one is left to those that wait for company */
+	return lanes[LANE_LIVE].told == 0 ||
+		   lanes[lane].nrunning < Max(settings_max_connections - 1, 1);
 }
 
 static void
-send_some(DatabaseState *state, HttpClient *client, bool fresh)
+send_some(DatabaseState *state, HttpClient *client, EventLane lane, bool fresh)
 {
 	dlist_mutable_iter iter;
 
-	dlist_foreach_modify(iter, &waiting)
+	dlist_foreach_modify(iter, &lanes[lane].waiting)
 	{
 		Batch *batch = dlist_container(Batch, node, iter.cur);
 
@@ -502,10 +637,9 @@ send_some(DatabaseState *state, HttpClient *client, bool fresh)
 				continue;
 			}
 		}
-		while (must_carve(batch) && batch_left(batch) == 0 &&
-			   nrunning < settings_max_connections)
+		while (must_carve(batch) && batch_left(batch) == 0 && may_send(lane))
 			send_batch(state, client, batch_carve(batch));
-		if (nrunning >= settings_max_connections)
+		if (!may_send(lane))
 			break;
 		if (must_carve(batch) || batch_left(batch) != 0)
 			continue;
@@ -519,11 +653,24 @@ send_some(DatabaseState *state, HttpClient *client, bool fresh)
  * it may be the events of the others that the collector fails with.
  */
 static void
-send_waiting(DatabaseState *state, HttpClient *client)
+send_lane(DatabaseState *state, HttpClient *client, EventLane lane)
 {
-	if (failed_rounds > 0)
-		send_some(state, client, true);
-	send_some(state, client, false);
+	if (lanes[lane].failed_rounds > 0)
+		send_some(state, client, lane, true);
+	send_some(state, client, lane, false);
+}
+
+/* failed: also of a lane of which nothing gets through. */
+static void
+send_waiting(DatabaseState *state, HttpClient *client, bool failed)
+{
+	if (bulk_is_due() && (failed || lanes[LANE_BULK].failed_rounds == 0))
+		send_lane(state, client, LANE_BULK);
+	foreach_lane(lane)
+	{
+		if (failed || lanes[lane].failed_rounds == 0)
+			send_lane(state, client, lane);
+	}
 }
 
 /* Lets items leave their batches whose contexts hold them again. */
@@ -535,7 +682,8 @@ drop_held(void)
 	if (!drop_wanted)
 		return;
 	drop_wanted = false;
-	dlist_foreach_modify(iter, &waiting)
+	/* what is held is live */
+	dlist_foreach_modify(iter, &lanes[LANE_LIVE].waiting)
 	{
 		Batch *batch = dlist_container(Batch, node, iter.cur);
 
@@ -556,22 +704,26 @@ drop_held(void)
 static void
 listen_to_backends(DatabaseState *state)
 {
-	uint64 contexts = shared_events_take(state);
+	foreach_lane(which)
+	{
+		Lane *lane = &lanes[which];
+		uint64 contexts = shared_events_take(state, which);
 
-	if (contexts > 0)
-	{
-		if (told == 0)
-			pause_for(&company, settings_publish_delay);
-		told += contexts;
+		if (contexts > 0)
+		{
+			if (lane->told == 0)
+				pause_for(&lane->company, settings_publish_delay);
+			lane->told += contexts;
+		}
+		if (lane->told > 0 && (lane->told >= (uint64) settings_batch_size ||
+							   collector_pause_left(&lane->company) <= 0))
+		{
+			lane->told = 0;
+			lane->pass_wanted = true;
+		}
+		if (collector_pause_left(&lane->fallback) <= 0)
+			lane->pass_wanted = true;
 	}
-	if (told > 0 && (told >= (uint64) settings_batch_size ||
-					 collector_pause_left(&company) <= 0))
-	{
-		told = 0;
-		pass_wanted = true;
-	}
-	if (collector_pause_left(&fallback) <= 0)
-		pass_wanted = true;
 }
 
 /* Makes the worker known to the outbox, also while nothing may be sent. */
@@ -580,12 +732,6 @@ step_start(DatabaseState *state, void *argument)
 {
 	outbox_worker_start(state, contexts_hold_in_pass);
 	started = true;
-}
-
-static bool
-wants_to_start(void)
-{
-	return !started && !recovery;
 }
 
 static void
@@ -610,11 +756,12 @@ step_begin_pass(DatabaseState *state, void *argument)
 static void
 step_pass(DatabaseState *state, void *argument)
 {
-	batch_pass(state);
+	batch_pass(state, *(const EventLane *) argument);
 }
 
 typedef struct FillStep
 {
+	EventLane lane;
 	Batch *batch;
 	BatchRead result;
 } FillStep;
@@ -624,70 +771,94 @@ step_fill(DatabaseState *state, void *argument)
 {
 	FillStep *fill = argument;
 
-	fill->batch = batch_create(++last_serial);
+	fill->batch = batch_create(++last_serial, fill->lane);
 	fill->result = batch_fill(state, fill->batch, batch_bytes);
 	batch_flush();
 }
 
-/* Whether there is something to read, and room for it. */
+/* Whether a lane has something to read, and room for it. */
 static bool
-wants_to_read(void)
+wants_to_read(EventLane lane)
 {
-	return (pass_wanted || batch_more()) && !wants_to_start() && may_add() &&
-		   nrunning < settings_max_connections;
+	return has_to_read(lane) && may_add(lane) && may_send(lane);
+}
+
+/* The lane that is read now; LANE_COUNT: none. */
+static EventLane
+lane_to_read(void)
+{
+	bool can[LANE_COUNT];
+
+	foreach_lane(lane)
+	{
+		can[lane] = wants_to_read(lane) && read_left(lane) <= 0;
+	}
+	if (can[LANE_LIVE] && !(can[LANE_BULK] && bulk_is_due()))
+		return LANE_LIVE;
+	return can[LANE_BULK] ? LANE_BULK : LANE_COUNT;
 }
 
 /*
- * Whether a pass is to begin.  Who waits is served by one that begins after
- * him, even if another one goes on; but each that serves somebody comes to its
- * end.
+ * Whether a pass of a lane is to begin.  Who waits is served by one that begins
+ * after him, even if another one goes on; but each that serves somebody comes
+ * to its end.
  */
 static bool
-must_begin_pass(void)
+must_begin_pass(EventLane which)
 {
-	if (!pass_wanted)
+	const Lane *lane = &lanes[which];
+	bool live = which == LANE_LIVE;
+
+	if (!lane->pass_wanted)
 		return false;
-	if (!batch_more())
+	if (!batch_more(which))
 		return true;
-	if ((ticket != 0 && ticket_pass && !ticket_read) || contexts_in_pass())
+	if ((ticket != 0 && lane->ticket_pass && !lane->ticket_read) ||
+		(live && contexts_in_pass()))
 		return false;
-	return (ticket != 0 && !ticket_pass) || contexts_want_pass();
+	return (ticket != 0 && !lane->ticket_pass) ||
+		   (live && contexts_want_pass());
 }
 
-/* Reads the next batch and lets it wait to be sent. */
+/* Reads the next batch of a lane and lets it wait to be sent. */
 static void
-read_batch(DatabaseState *state)
+read_batch(DatabaseState *state, EventLane which)
 {
-	FillStep fill = {.result = BATCH_NO_MORE};
+	Lane *lane = &lanes[which];
+	bool live = which == LANE_LIVE;
+	FillStep fill = {.lane = which, .result = BATCH_NO_MORE};
 
-	if (must_begin_pass())
+	if (must_begin_pass(which))
 	{
 		/* what was committed by now is seen by this pass */
-		(void) shared_events_take(state);
-		told = 0;
+		(void) shared_events_take(state, which);
+		lane->told = 0;
 		/* what is sent may fail for days: all of it has to be safe */
-		if (!step_try(state, "could not read events", step_begin_pass, NULL) ||
+		if ((live && !step_try(state, "could not read events", step_begin_pass,
+							   NULL)) ||
 			(!recovery && queue_oldest(state) != 0 &&
 			 !step_try(state, "could not write exposures to the outbox",
 					   drain_queue, NULL)) ||
-			!step_try(state, "could not read events", step_pass, NULL))
+			!step_try(state, "could not read events", step_pass, &which))
 		{
-			contexts_pass_lost();
+			if (live)
+				contexts_pass_lost();
 			return;
 		}
-		pass_wanted = false;
-		ticket_pass = ticket != 0;
-		pause_for(&fallback, FALLBACK_MS);
+		lane->pass_wanted = false;
+		lane->ticket_pass = ticket != 0;
+		pause_for(&lane->fallback, FALLBACK_MS);
 		/* it may come upon something to tidy up */
 		maintenance.until = 0;
 	}
 
 	if (!step_try(state, "could not read events", step_fill, &fill))
 	{
-		batch_recover(state, fill.batch);
-		pass_wanted = true;
-		ticket_pass = false;
-		contexts_pass_lost();
+		batch_recover(state, which, fill.batch);
+		lane->pass_wanted = true;
+		lane->ticket_pass = false;
+		if (live)
+			contexts_pass_lost();
 	}
 	else if (fill.result == BATCH_BLOCKED)
 		pause_for(&read_pause, BLOCKED_PAUSE_MS);
@@ -696,12 +867,13 @@ read_batch(DatabaseState *state)
 		put_aside(fill.batch);
 	else if (fill.batch != NULL)
 		batch_free(fill.batch);
-	if (ticket != 0 && ticket_pass && !ticket_read && !batch_more())
+	if (ticket != 0 && lane->ticket_pass && !lane->ticket_read &&
+		!batch_more(which))
 	{
-		ticket_read = true;
-		ticket_serial = last_serial;
+		lane->ticket_read = true;
+		lane->ticket_serial = last_serial;
 	}
-	if (!batch_more())
+	if (live && !batch_more(which))
 		contexts_pass_read();
 }
 
@@ -717,13 +889,16 @@ save_queue(DatabaseState *state)
 				  NULL))
 		return;
 	/* a pass that has begun would not find them where they are now */
-	if (batch_more())
-		pass_wanted = true;
+	foreach_lane(lane)
+	{
+		if (batch_more(lane))
+			lanes[lane].pass_wanted = true;
+	}
 	if (ticket != 0)
 	{
-		pass_wanted = true;
-		ticket_pass = false;
-		ticket_read = false;
+		lanes[LANE_LIVE].pass_wanted = true;
+		lanes[LANE_LIVE].ticket_pass = false;
+		lanes[LANE_LIVE].ticket_read = false;
 	}
 }
 
@@ -738,7 +913,7 @@ begin_anew(DatabaseState *state)
 	contexts_start();
 	batch_start(recovery);
 	queue_worker_start(state);
-	pass_wanted = true;
+	want_passes();
 	maintenance.until = DT_NOEND;
 }
 
@@ -746,6 +921,7 @@ void
 publish_begin(DatabaseState *state, HttpClient *client)
 {
 	const char *reason = obstacle(state);
+	EventLane lane;
 
 	if (held_up)
 		begin_anew(state);
@@ -773,14 +949,13 @@ publish_begin(DatabaseState *state, HttpClient *client)
 	}
 
 	listen_to_backends(state);
-	if (pause_left() > 0)
+	if (pause_left(LANE_LIVE) > 0)
 		return;
-	if (failed_rounds == 0)
-		send_waiting(state, client);
-	if (wants_to_read() && collector_pause_left(&read_pause) <= 0 &&
-		step_pause_left() <= 0)
-		read_batch(state);
-	send_waiting(state, client);
+	send_waiting(state, client, false);
+	lane = lane_to_read();
+	if (lane != LANE_COUNT)
+		read_batch(state, lane);
+	send_waiting(state, client, true);
 }
 
 /*
@@ -859,8 +1034,11 @@ succeed(DatabaseState *state, Batch *batch, const Response *response)
 	if (failure_reported)
 		ereport(LOG, (errmsg("absmartly: publishing events works again")));
 	failure_reported = false;
-	failed_rounds = 0;
-	pause_all.until = 0;
+	foreach_lane(lane)
+	{
+		lanes[lane].failed_rounds = 0;
+		lanes[lane].pause.until = 0;
+	}
 	successes++;
 	unflushed++;
 	events_delivered += exposures + goals;
@@ -943,6 +1121,7 @@ publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 
 	Assert(batch->request == request);
 	take_out(batch);
+	lanes[batch->lane].nrunning--;
 	nrunning--;
 	batch->request = NULL;
 
@@ -966,7 +1145,7 @@ publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 	else if (complete && no_endpoint_status(status) && batch_count(batch) > 1)
 	{
 		/* where single requests are refused like it, all of them are */
-		if (collector_pause_left(&pause_all) <= 0)
+		if (round_pause_left(batch->lane) <= 0)
 			batch_missing = true;
 		batch->attempts = 0;
 		put_aside(batch);
@@ -1014,8 +1193,12 @@ step_maintain(DatabaseState *state, void *argument)
 static bool
 is_idle(void)
 {
-	return nbatches == 0 && !batch_more() && !pass_wanted && told == 0 &&
-		   !batch_have_done() && !batch_have_refused();
+	foreach_lane(lane)
+	{
+		if (lanes[lane].told > 0)
+			return false;
+	}
+	return nothing_left() && !batch_have_done() && !batch_have_refused();
 }
 
 static void
@@ -1033,24 +1216,35 @@ log_delivered(DatabaseState *state)
 	}
 }
 
+/* Whether the ticket is about a batch. */
+static bool
+is_of_ticket(const Batch *batch)
+{
+	return batch->serial <= lanes[batch->lane].ticket_serial;
+}
+
 /* Whether all that the ticket is about has been delivered. */
 static bool
 ticket_served(void)
 {
-	const dlist_head *lists[] = {&waiting, &running};
+	dlist_iter iter;
 
-	if (ticket == 0 || !ticket_read || batch_have_done() ||
-		batch_have_refused())
+	if (ticket == 0 || batch_have_done() || batch_have_refused())
 		return false;
-	for (int i = 0; i < (int) lengthof(lists); i++)
+	foreach_lane(lane)
 	{
-		dlist_iter iter;
-
-		dlist_foreach(iter, unconstify(dlist_head *, lists[i]))
+		if (!lanes[lane].ticket_read)
+			return false;
+		dlist_foreach(iter, &lanes[lane].waiting)
 		{
-			if (dlist_container(Batch, node, iter.cur)->serial <= ticket_serial)
+			if (is_of_ticket(dlist_container(Batch, node, iter.cur)))
 				return false;
 		}
+	}
+	dlist_foreach(iter, &running)
+	{
+		if (is_of_ticket(dlist_container(Batch, node, iter.cur)))
+			return false;
 	}
 	return true;
 }
@@ -1064,7 +1258,7 @@ acknowledge(DatabaseState *state, bool flush)
 		return;
 	if (!batch_have_done())
 		return;
-	if (nbatches == 0 && !batch_more() && !pass_wanted)
+	if (nothing_left())
 		flush = true;
 	/* a crash repeats no more than may be in flight */
 	if (unflushed >= settings_max_connections)
@@ -1161,7 +1355,10 @@ static void
 forget_collector(void)
 {
 	end_pauses();
-	failed_rounds = 0;
+	foreach_lane(lane)
+	{
+		lanes[lane].failed_rounds = 0;
+	}
 	batch_missing = false;
 	batch_missing_told = false;
 	batch_bytes = (size_t) settings_batch_bytes * 1024;
@@ -1176,23 +1373,35 @@ publish_start(DatabaseState *state)
 	failure_reported = false;
 }
 
+static dlist_head *const batch_lists[] = {
+	&lanes[LANE_LIVE].waiting, &lanes[LANE_BULK].waiting, &running, &delivered};
+
+/* There are no batches any more. */
+static void
+count_no_batches(void)
+{
+	foreach_lane(lane)
+	{
+		lanes[lane].nbatches = 0;
+		lanes[lane].nrunning = 0;
+	}
+	nrunning = 0;
+}
+
 void
 publish_begin_anew(DatabaseState *state)
 {
-	dlist_head *lists[] = {&waiting, &running, &delivered};
-
-	for (int i = 0; i < (int) lengthof(lists); i++)
+	for (int i = 0; i < (int) lengthof(batch_lists); i++)
 	{
 		dlist_iter iter;
 
-		dlist_foreach(iter, lists[i])
+		dlist_foreach(iter, batch_lists[i])
 		{
 			collector_forget_key(&dlist_container(Batch, node, iter.cur)->key);
 		}
-		dlist_init(lists[i]);
+		dlist_init(batch_lists[i]);
 	}
-	nbatches = 0;
-	nrunning = 0;
+	count_no_batches();
 	/* whoever waits is served by a new pass */
 	ticket = 0;
 	begin_anew(state);
@@ -1202,20 +1411,17 @@ publish_begin_anew(DatabaseState *state)
 static void
 drop_batches(DatabaseState *state, HttpClient *client)
 {
-	dlist_head *lists[] = {&waiting, &running, &delivered};
-
-	for (int i = 0; i < (int) lengthof(lists); i++)
-		while (!dlist_is_empty(lists[i]))
+	for (int i = 0; i < (int) lengthof(batch_lists); i++)
+		while (!dlist_is_empty(batch_lists[i]))
 		{
-			Batch *batch =
-				dlist_container(Batch, node, dlist_pop_head_node(lists[i]));
+			Batch *batch = dlist_container(Batch, node,
+										   dlist_pop_head_node(batch_lists[i]));
 
 			if (batch->request != NULL)
 				http_release(client, batch->request);
 			batch_free(batch);
 		}
-	nbatches = 0;
-	nrunning = 0;
+	count_no_batches();
 	batch_release_all(state);
 }
 
@@ -1223,8 +1429,50 @@ void
 publish_settings_changed(void)
 {
 	forget_collector();
-	told = 0;
-	pass_wanted = true;
+	foreach_lane(lane)
+	{
+		lanes[lane].told = 0;
+	}
+	want_passes();
+}
+
+/*
+ * Milliseconds until a lane has something to do, -1: not until something
+ * happens.  Tells committing backends when to wake the worker for it.
+ */
+static long
+lane_timeout(DatabaseState *state, EventLane which)
+{
+	Lane *lane = &lanes[which];
+	bool may = may_send(which);
+	/* what comes may have to wait for a connection that bulk has */
+	bool listens = may || (which == LANE_LIVE && lanes[LANE_BULK].nrunning > 0);
+	long timeout = -1;
+	uint32 wake_at = 0;
+	dlist_iter iter;
+
+	if (may)
+		dlist_foreach(iter, &lane->waiting)
+		{
+			Batch *batch = dlist_container(Batch, node, iter.cur);
+
+			timeout = collector_earlier(timeout, batch_left(batch));
+		}
+	if (may && wants_to_read(which))
+		timeout = collector_earlier(timeout, read_left(which));
+	else if (listens && may_add(which) && pause_left(which) <= 0)
+	{
+		timeout =
+			collector_earlier(timeout, collector_pause_left(&lane->fallback));
+		wake_at = 1;
+		if (lane->told > 0)
+		{
+			timeout = collector_earlier(timeout,
+										collector_pause_left(&lane->company));
+			wake_at = (uint32) Max(settings_batch_size - (int64) lane->told, 1);
+		}
+	}
+	return shared_events_sleep(state, which, wake_at) ? timeout : 0;
 }
 
 void
@@ -1235,12 +1483,20 @@ publish_endpoint_changed(void)
 	publish_settings_changed();
 }
 
+/* No commit is to wake the worker. */
+static void
+wake_for_nothing(DatabaseState *state)
+{
+	foreach_lane(lane)
+	{
+		(void) shared_events_sleep(state, lane, 0);
+	}
+}
+
 long
 publish_timeout(DatabaseState *state)
 {
 	long timeout = -1;
-	uint32 wake_at = 0;
-	dlist_iter iter;
 
 	/* who puts something into an empty queue wakes the worker */
 	if (!recovery)
@@ -1252,7 +1508,7 @@ publish_timeout(DatabaseState *state)
 	}
 	if (held_up)
 	{
-		(void) shared_events_sleep(state, 0);
+		wake_for_nothing(state);
 		return state->leaver_pid == 0 ? 0 : timeout;
 	}
 	if (wants_to_start() || wants_to_adopt(state))
@@ -1267,37 +1523,15 @@ publish_timeout(DatabaseState *state)
 										   step_pause_left()));
 	if (obstacle(state) != NULL)
 	{
-		(void) shared_events_sleep(state, 0);
+		wake_for_nothing(state);
 		return timeout;
 	}
 	timeout = collector_earlier(timeout, contexts_timeout());
-	if (nrunning < settings_max_connections)
+	foreach_lane(lane)
 	{
-		dlist_foreach(iter, &waiting)
-		{
-			Batch *batch = dlist_container(Batch, node, iter.cur);
-
-			timeout = collector_earlier(timeout, batch_left(batch));
-		}
-		if (wants_to_read())
-			timeout = collector_earlier(
-				timeout,
-				Max(Max(collector_pause_left(&read_pause), step_pause_left()),
-					pause_left()));
-		else if (may_add() && pause_left() <= 0)
-		{
-			timeout =
-				collector_earlier(timeout, collector_pause_left(&fallback));
-			wake_at = 1;
-			if (told > 0)
-			{
-				timeout =
-					collector_earlier(timeout, collector_pause_left(&company));
-				wake_at = (uint32) Max(settings_batch_size - (int64) told, 1);
-			}
-		}
+		timeout = collector_earlier(timeout, lane_timeout(state, lane));
 	}
-	return shared_events_sleep(state, wake_at) ? timeout : 0;
+	return timeout;
 }
 
 WorkerState
@@ -1305,9 +1539,17 @@ publish_state(void)
 {
 	if (nrunning > 0)
 		return WORKER_PUBLISHING;
-	if (failed_rounds > 0)
-		return WORKER_BACKING_OFF;
-	return nbatches > 0 ? WORKER_RETRYING : WORKER_IDLE;
+	foreach_lane(lane)
+	{
+		if (lanes[lane].failed_rounds > 0)
+			return WORKER_BACKING_OFF;
+	}
+	foreach_lane(lane)
+	{
+		if (lanes[lane].nbatches > 0)
+			return WORKER_RETRYING;
+	}
+	return WORKER_IDLE;
 }
 
 void
@@ -1352,7 +1594,7 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 	{
 		end_pauses();
 		contexts_let_go();
-		pass_wanted = true;
+		want_passes();
 	}
 	if (nrunning > 0 && !has_to_hurry(state, stops, terminations))
 		worker_hand_over();
@@ -1374,7 +1616,7 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 
 			publish_begin(state, client);
 			next = publish_timeout(state);
-			if (nbatches == 0 && !batch_more() && !pass_wanted)
+			if (nothing_left())
 				break;
 			left = next < 0 ? left : Min(left, next);
 		}

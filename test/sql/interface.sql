@@ -28,12 +28,15 @@ SELECT c.relname, c.reltoastrelid <> 0 AS toasted, (
 		WHERE a.attrelid = c.oid AND a.attlen = -1 AND a.attstorage <> 'p') AS toastable,
 	c.relispopulated AS populated, c.reloptions
 FROM pg_class c
-WHERE c.oid IN ('absmartly_outbox_a'::regclass, 'absmartly_outbox_b'::regclass, 'absmartly_outbox_parked'::regclass)
+WHERE c.oid IN ('absmartly_outbox_a'::regclass, 'absmartly_outbox_b'::regclass, 'absmartly_outbox_bulk_a'::regclass,
+	'absmartly_outbox_bulk_b'::regclass, 'absmartly_outbox_parked'::regclass)
 ORDER BY 1;
 SELECT * FROM outbox_heaps;
 SELECT count(*) FROM pg_index WHERE indrelid::regclass::text LIKE 'absmartly%';
 VACUUM FULL absmartly_outbox_a;
 VACUUM FULL absmartly_outbox_b;
+VACUUM FULL absmartly_outbox_bulk_a;
+VACUUM FULL absmartly_outbox_bulk_b;
 VACUUM FULL absmartly_outbox_parked;
 SELECT relname, toasted FROM outbox_heaps;
 

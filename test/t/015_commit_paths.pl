@@ -578,7 +578,7 @@ EOT
 	succeed('SET SESSION AUTHORIZATION nobody; BEGIN; ' . $track->('nobody', 4) . '; PREPARE TRANSACTION \'nobody\'; COMMIT PREPARED \'nobody\'');
 	is_waiting('nobody', '1,3,4', 'a role without privileges');
 	is_exposed('exp7', '7', 'also for exposures');
-	for my $relation (qw(absmartly_outbox_a absmartly_outbox_b absmartly_outbox_parked absmartly_outbox absmartly_pending_events))
+	for my $relation (qw(absmartly_outbox_a absmartly_outbox_b absmartly_outbox_bulk_a absmartly_outbox_bulk_b absmartly_outbox_parked absmartly_outbox absmartly_pending_events))
 	{
 		like((run("SELECT * FROM $relation", user => 'nobody'))[1], qr/permission denied/, "which may not read $relation");
 		like((run("DELETE FROM $relation", user => 'nobody'))[1], qr/permission denied|cannot delete from view/, 'nor write it');
@@ -599,6 +599,8 @@ GRANT ALL ON SCHEMA hostile TO PUBLIC;
 CREATE FUNCTION hostile.trap() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
 CREATE TABLE hostile.absmartly_outbox_a (LIKE public.absmartly_outbox_a);
 CREATE TABLE hostile.absmartly_outbox_b (LIKE public.absmartly_outbox_b);
+CREATE TABLE hostile.absmartly_outbox_bulk_a (LIKE public.absmartly_outbox_bulk_a);
+CREATE TABLE hostile.absmartly_outbox_bulk_b (LIKE public.absmartly_outbox_bulk_b);
 CREATE TABLE hostile.absmartly_outbox_parked (LIKE public.absmartly_outbox_parked);
 CREATE TABLE hostile.pg_extension (oid oid, extname name);
 CREATE TABLE hostile.pg_class (oid oid, relname name);

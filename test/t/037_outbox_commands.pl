@@ -13,7 +13,7 @@ my $node = start_node('main', collector => $collector, settings => <<'EOT');
 absmartly.publish_delay = 100ms
 absmartly.publishing = off
 EOT
-my @heaps = map { "absmartly_outbox_$_" } qw(a b parked);
+my @heaps = map { "absmartly_outbox_$_" } qw(a b bulk_a bulk_b parked);
 my $heap = $heaps[0];
 my $waiting = 0;
 
