@@ -688,7 +688,8 @@ settings_define(void)
 			   &settings_exposure_dedup_interval, 600000, 0, INT_MAX / 2,
 			   PGC_USERSET, GUC_UNIT_MS);
 	define_int("absmartly.outbox_max_size",
-			   "Size of the outbox beyond which exposures are dropped.",
+			   "Size of a lane of the outbox beyond which exposures for it are "
+			   "dropped.",
 			   &settings_outbox_max_size, 1024, 1, INT_MAX / 1024, PGC_SUSET,
 			   GUC_UNIT_MB);
 	define_int("absmartly.max_context_data",

@@ -26,7 +26,7 @@
  *	 25000 in a parallel worker
  *
  * An exposure is dropped and counted if the outbox's lane for it is full,
- *unless it is historic: that is an order, as goals are.  buffer_exposure()
+ * unless it is historic: that is an order, as goals are.  buffer_exposure()
  * neither consults nor marks what was exposed before: see buffer_exposed().
  */
 extern void buffer_exposure(const EventContext *context,

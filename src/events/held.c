@@ -1,7 +1,6 @@
 /*
  * held.c
- *		Where in the outbox's parked heap records are that session contexts
- *hold.
+ *		Where records are parked that session contexts hold.
  */
 #include "postgres.h"
 

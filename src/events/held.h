@@ -1,7 +1,6 @@
 /*
  * held.h
- *		Where in the outbox's parked heap records are that session contexts
- *hold.
+ *		Where records are parked that session contexts hold.
  *
  * The worker's memory: it finds them there without a search among what stays.
  */

@@ -93,9 +93,9 @@ extern void outbox_adopt(DatabaseState *state);
  * Reading goes in passes, those of each lane for themselves; outbox_read() is
  * about the lane of the last outbox_read_begin().  What was parked and is to be
  * sent again is bulk, what session contexts have held is live.  A pass sees
- * everything of its lane that was committed before
- * outbox_pass_begin(), except what is in flight: read and neither acknowledged
- * nor released.  outbox_read() gives NULL at the pass's end and sets *end, or
+ * everything of its lane that was committed before outbox_pass_begin(), except
+ * what is in flight: read and neither acknowledged nor released.  outbox_read()
+ * gives NULL at the pass's end and sets *end, or
  * when it has looked at many pages for nothing and wants a pause.  Foreign and
  * unreadable records are parked on the way and not given, and so are those that
  * session contexts hold for more than a moment: these are found there, without

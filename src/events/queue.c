@@ -10,8 +10,8 @@
  *
  * Each database has lists of entries: for each lane those that wait, oldest
  * first, and those that the worker has taken.  All operations on them take
- *constant time, but putting back, which looks for the entry's place among the
- *oldest.
+ * constant time, but putting back, which looks for the entry's place among the
+ * oldest.
  *
  * One lock protects pool and lists.  Bytes are copied without it: blocks that
  * are in no list belong to who has got them from the pool, and a taken entry

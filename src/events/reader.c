@@ -16,8 +16,7 @@
  * The heap in which records are parked is not read in each pass, for it may be
  * full of what stays.  Which of its pages have records that session contexts
  * hold is remembered: these are of the live lane.  What else is to be sent from
- * there is bulk.  When most of it is done with, what is not moves to a new
- *file.
+ * there is bulk.  When most of it is done with, the rest moves to a new file.
  */
 #include "postgres.h"
 

@@ -10,10 +10,10 @@
  * does not stop the others.
  *
  * Each lane has its passes and batches.  What is live goes first; bulk gets
- *what that leaves, and at least one request in so many, and leaves one
- *connection free as soon as something live is committed.  A pause for failures
- *of bulk is for bulk alone: only the collector itself can ask for one that is
- *for all.
+ * what that leaves, and at least one request in so many.  It leaves one
+ * connection free as soon as something live is committed, and at all times
+ * where requests take long.  A pause for failures of bulk is for bulk alone:
+ * only the collector itself can ask for one that is for all.
  *
  * Who has a session context published waits for that context's events alone:
  * until they are delivered, or a round with them has failed.  Those of a
@@ -64,6 +64,8 @@
 #define MAX_FAILED_BYTES ((Size) 16 * 1024 * 1024)
 /* after so many requests that are live comes one that is bulk, if any waits */
 #define LIVE_RUN 8
+/* bulk takes the last connection if its requests take no longer than that */
+#define QUICK_MS 500
 /* after so many rounds one of them is halved: one of its events may be why */
 #define ROUNDS_ALONE 2
 /* between two reports of dropped events */
@@ -85,6 +87,7 @@ typedef struct Lane
 	dlist_head waiting;
 	int nbatches; /* waiting and running */
 	int nrunning;
+	double last_ms; /* that a request took; 0: none has come to its end */
 
 	/* reading */
 	uint64 told; /* contexts that were committed since the pass */
@@ -611,8 +614,9 @@ may_send(EventLane lane)
 		return true;
 	if (live_is_ready())
 		return bulk_is_due();
-	/* one is left to those that wait for company */
-	return lanes[LANE_LIVE].told == 0 ||
+	/* one is left to those that wait for company, and to those that may come */
+	return (lanes[LANE_LIVE].told == 0 && lanes[lane].last_ms > 0 &&
+			lanes[lane].last_ms <= QUICK_MS) ||
 		   lanes[lane].nrunning < Max(settings_max_connections - 1, 1);
 }
 
@@ -1122,6 +1126,7 @@ publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 	Assert(batch->request == request);
 	take_out(batch);
 	lanes[batch->lane].nrunning--;
+	lanes[batch->lane].last_ms = answer->elapsed_ms;
 	nrunning--;
 	batch->request = NULL;
 
