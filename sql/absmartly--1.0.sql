@@ -945,6 +945,7 @@ CREATE FUNCTION absmartly_stat_get(
 	OUT goals_rejected bigint,
 	OUT exposures_dropped bigint,
 	OUT goals_dropped bigint,
+	OUT exposures_impossible bigint,
 	OUT outbox_records bigint,
 	OUT outbox_events bigint,
 	OUT outbox_bytes bigint,
@@ -1040,6 +1041,8 @@ COMMENT ON COLUMN absmartly_stat.exposures_dropped IS
 'exposures for which there was no room';
 COMMENT ON COLUMN absmartly_stat.goals_dropped IS
 'goals for which there was no room in memory';
+COMMENT ON COLUMN absmartly_stat.exposures_impossible IS
+'exposures that were not queued, since no collector takes such a variant, name or id';
 COMMENT ON COLUMN absmartly_stat.outbox_records IS
 'records that wait in the outbox';
 COMMENT ON COLUMN absmartly_stat.outbox_events IS

@@ -5,6 +5,7 @@
 #include "postgres.h"
 
 #include <limits.h>
+#include <math.h>
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
@@ -197,19 +198,67 @@ check_name(char **value, void **extra, GucSource source)
 	return true;
 }
 
+/* Skips identifiers of a semantic version after a mark; NULL: there are none.
+ */
+static const char *
+skip_identifiers(const char *text, char mark)
+{
+	static const char characters[] = "0123456789abcdefghijklmnopqrstuvwxyz"
+									 "ABCDEFGHIJKLMNOPQRSTUVWXYZ-";
+
+	if (*text != mark)
+		return text;
+	do
+	{
+		size_t length = strspn(++text, characters);
+
+		if (length == 0)
+			return NULL;
+		text += length;
+	} while (*text == '.');
+	return text;
+}
+
+static bool
+is_semantic_version(const char *text)
+{
+	for (int part = 0; part < 3; part++)
+	{
+		size_t digits = strspn(text, "0123456789");
+
+		if (digits == 0 || (part < 2 && text[digits] != '.'))
+			return false;
+		text += part < 2 ? digits + 1 : digits;
+	}
+	text = skip_identifiers(text, '-');
+	if (text != NULL)
+		text = skip_identifiers(text, '+');
+	return text != NULL && *text == '\0';
+}
+
+/* A number of 64 bits. */
+static bool
+is_integer(const char *text)
+{
+	size_t sign = *text == '-' ? 1 : 0;
+	size_t digits = strspn(text + sign, "0123456789");
+
+	errno = 0;
+	(void) strtoll(text, NULL, 10);
+	return digits > 0 && text[sign + digits] == '\0' && errno == 0;
+}
+
+/* The collector refuses all events that come with another one. */
 static bool
 check_application_version(char **value, void **extra, GucSource source)
 {
 	if (!check_name(value, extra, source))
 		return false;
-	for (const char *c = *value; *c != '\0'; c++)
-		if ((unsigned char) *c <= 0x20 || (unsigned char) *c >= 0x7f)
-		{
-			GUC_check_errdetail("A version is a number or a semantic version, "
-								"such as \"12\" or \"1.4.0\".");
-			return false;
-		}
-	return true;
+	if (**value == '\0' || is_integer(*value) || is_semantic_version(*value))
+		return true;
+	GUC_check_errdetail("A version is a number or a semantic version, such as "
+						"\"12\" or \"1.4.0\".");
+	return false;
 }
 
 static bool
@@ -421,13 +470,21 @@ check_overrides(char **value, void **extra, GucSource source)
 			const JsonNode *name = json_member_name(root, i);
 			const JsonNode *variant = json_member_value(root, i);
 
-			if (variant->kind != JSON_NUMBER || variant->number < INT_MIN ||
-				variant->number > INT_MAX ||
-				variant->number != (int32) variant->number)
+			if (variant->kind != JSON_NUMBER ||
+				variant->number != floor(variant->number))
 			{
 				GUC_check_errdetail("The variant of experiment \"%s\" is not "
 									"an integer.",
 									name_for_message(json_text(name)));
+				valid = false;
+				break;
+			}
+			if (variant->number < 0 || variant->number > ENGINE_MAX_VARIANT)
+			{
+				GUC_check_errdetail("The variant of experiment \"%s\" is not "
+									"between 0 and %d.",
+									name_for_message(json_text(name)),
+									ENGINE_MAX_VARIANT);
 				valid = false;
 				break;
 			}

@@ -112,6 +112,7 @@ typedef enum EventCounter
 	COUNTER_EXPOSURES_DEDUPLICATED,
 	COUNTER_EXPOSURES_DROPPED, /* no room for them */
 	COUNTER_GOALS_DROPPED,
+	COUNTER_EXPOSURES_IMPOSSIBLE, /* the collector takes none like them */
 	COUNTER_COUNT
 } EventCounter;
 

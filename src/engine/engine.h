@@ -40,6 +40,9 @@ typedef struct EngineText
 /* Unit values longer than this many characters are refused. */
 #define ENGINE_MAX_UID 640
 
+/* the last variant that an exposure may have: the collector takes no other */
+#define ENGINE_MAX_VARIANT 127
+
 #define ENGINE_LIKELY(x) __builtin_expect(!!(x), 1)
 #define ENGINE_UNLIKELY(x) __builtin_expect(!!(x), 0)
 

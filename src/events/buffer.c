@@ -36,6 +36,7 @@
 #include "compat.h"
 #include "data/context_slot.h"
 #include "data/shared.h"
+#include "data/store.h"
 #include "events/buffer.h"
 #include "events/dedup.h"
 #include "events/marks.h"
@@ -780,6 +781,46 @@ memory_is_full(void)
 	return state == NULL || streams[STREAM_MEMORY].bytes >= queue_capacity();
 }
 
+/*
+ * Says once in a session that there are exposures which the collector takes
+ * from nobody.  What decides about them is the data.
+ */
+static void
+drop_impossible(const EventExposure *exposure)
+{
+	static bool told = false;
+
+	shared_count(COUNTER_EXPOSURES_IMPOSSIBLE, 1);
+	if (told)
+		return;
+	told = true;
+	ereport(WARNING,
+			(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+			 errmsg("an exposure of experiment \"%s\" is not queued",
+					store_message(
+						pnstrdup(exposure->name.data, exposure->name.length),
+						CurrentMemoryContext)),
+			 exposure->name.length == 0
+				 ? errdetail("The collector takes no empty name.")
+			 : exposure->variant < 0 || exposure->variant > ENGINE_MAX_VARIANT
+				 ? errdetail("Its variant is %d; the collector takes those "
+							 "from 0 to %d.",
+							 exposure->variant, ENGINE_MAX_VARIANT)
+				 : errdetail("The id of its experiment or holdout has more "
+							 "than the 32 bits that the collector takes."),
+			 errhint("Further warnings of this kind are suppressed in this "
+					 "session; absmartly_stat counts all such exposures.")));
+}
+
+/* Whether the collector may take it: protocol 1. */
+static inline bool
+is_possible(const EventExposure *exposure)
+{
+	return exposure->variant >= 0 && exposure->variant <= ENGINE_MAX_VARIANT &&
+		   exposure->name.length > 0 && exposure->id == (int32) exposure->id &&
+		   exposure->holdout_id == (int32) exposure->holdout_id;
+}
+
 /* False if it was dropped. */
 static inline bool
 record_exposure(uint64 key, const EventContext *event_context,
@@ -787,6 +828,11 @@ record_exposure(uint64 key, const EventContext *event_context,
 {
 	StreamKind kind;
 
+	if (unlikely(!is_possible(exposure)))
+	{
+		drop_impossible(exposure);
+		return false;
+	}
 	if (unlikely(!recording))
 		start_recording();
 	kind = stream_for(false);
@@ -830,11 +876,11 @@ record_goal(uint64 key, const EventContext *event_context,
 	return true;
 }
 
-void
+bool
 buffer_exposure(const EventContext *event_context,
 				const EventExposure *exposure)
 {
-	(void) record_exposure(0, event_context, exposure);
+	return record_exposure(0, event_context, exposure);
 }
 
 void

@@ -25,11 +25,12 @@
  *	 54000 the event exceeds absmartly.max_event_size, or a context's bounds
  *	 25000 in a parallel worker
  *
- * An exposure is dropped and counted if the outbox's lane for it is full,
- * unless it is historic: that is an order, as goals are.  buffer_exposure()
- * neither consults nor marks what was exposed before: see buffer_exposed().
+ * An exposure is dropped and counted, and false given, if the outbox's lane for
+ * it is full, unless it is historic: that is an order, as goals are; or if the
+ * collector would have to refuse it.  buffer_exposure() neither consults nor
+ * marks what was exposed before: see buffer_exposed().
  */
-extern void buffer_exposure(const EventContext *context,
+extern bool buffer_exposure(const EventContext *context,
 							const EventExposure *exposure);
 extern void buffer_goal(const EventContext *context, const EventGoal *goal);
 

@@ -371,7 +371,8 @@ stat_add_events(StatRow *row, DatabaseState *state)
 								   COUNTER_GOALS_QUEUED,
 								   COUNTER_EXPOSURES_DEDUPLICATED};
 	const EventCounter dropped[] = {COUNTER_EXPOSURES_DROPPED,
-									COUNTER_GOALS_DROPPED};
+									COUNTER_GOALS_DROPPED,
+									COUNTER_EXPOSURES_IMPOSSIBLE};
 	OutboxSummary outbox;
 	int64 queue_entries = 0;
 	int64 queue_bytes = 0;

@@ -63,7 +63,8 @@ PG_FUNCTION_INFO_V1(absmartly_peek_treatment);
  *
  * The variant of an experiment for these units; 0 if there is no such
  * experiment.  NULL units or experiment give NULL.  22023 for units,
- * attributes or a name that cannot be; 55000 if there is no data yet.
+ * attributes, a name or a variant that cannot be; 55000 if there is no data
+ *yet.
  */
 SQL_FUNCTION(absmartly_peek_treatment)
 {
@@ -80,6 +81,8 @@ SQL_FUNCTION(absmartly_peek_treatment)
 		PG_RETURN_NULL();
 	units = jsonb_argument(PG_GETARG_DATUM(0), &buffer);
 	name = PG_GETARG_TEXT_PP(1);
+	custom = PG_ARGISNULL(3) ? 0 : PG_GETARG_INT32(3);
+	evaluation_check_variant(custom);
 
 	version = evaluation_data();
 	if (unlikely(version == NULL))
@@ -94,7 +97,6 @@ SQL_FUNCTION(absmartly_peek_treatment)
 								  experiment->unit_type);
 	units_find(units, unit_type, &unit);
 
-	custom = PG_ARGISNULL(3) ? 0 : PG_GETARG_INT32(3);
 	PG_RETURN_INT32(peek(version, experiment, name,
 						 PG_ARGISNULL(3) ? NULL : &custom, &unit,
 						 !PG_ARGISNULL(2), PG_GETARG_DATUM(2)));

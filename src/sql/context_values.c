@@ -319,6 +319,7 @@ variant_argument(FunctionCallInfo fcinfo)
 	if (PG_ARGISNULL(1))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("the variant must not be null")));
+	evaluation_check_variant(PG_GETARG_INT32(1));
 	return PG_GETARG_INT32(1);
 }
 
@@ -328,12 +329,12 @@ variant_member(EngineText experiment, const JsonbValue *value)
 	int64 variant;
 
 	if (value->type != jbvNumeric ||
-		!jsonb_number_int64(value->val.numeric, &variant) ||
-		variant < PG_INT32_MIN || variant > PG_INT32_MAX)
+		!jsonb_number_int64(value->val.numeric, &variant))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("variant of experiment \"%s\" must be an integer",
 						text_for_message(experiment))));
+	evaluation_check_variant(variant);
 	return (int32) variant;
 }
 

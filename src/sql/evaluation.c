@@ -48,6 +48,16 @@ evaluation_check_name(EngineText name, const char *what)
 						   ENGINE_MAX_NAME, name.length)));
 }
 
+void
+evaluation_check_variant(int64 variant)
+{
+	if (unlikely(variant < 0 || variant > ENGINE_MAX_VARIANT))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("variant must be between 0 and %d", ENGINE_MAX_VARIANT),
+				 errdetail("It is %lld.", (long long) variant)));
+}
+
 EngineText
 evaluation_name(const text *name, const char *what)
 {

@@ -69,6 +69,9 @@ name_cache_holds(const NameCache *cache, const DataVersion *version,
  * messages.  Raises 22023 if the name is too long.
  */
 extern void evaluation_check_name(EngineText name, const char *what);
+
+/* Raises 22023 for a variant that no exposure may have. */
+extern void evaluation_check_variant(int64 variant);
 extern EngineText evaluation_name(const text *name, const char *what);
 
 extern const SnapExperiment *

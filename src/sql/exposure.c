@@ -202,8 +202,7 @@ exposure_queue(ExposureCall *call, const SnapImage *snapshot,
 	exposure.holdout_id = assignment->holdout_id;
 	exposure.exposed_at = call->exposed_at;
 
-	buffer_exposure(&context, &exposure);
-	if (call->deduplicated)
+	if (buffer_exposure(&context, &exposure) && call->deduplicated)
 		buffer_mark_exposed(key);
 }
 
@@ -282,6 +281,8 @@ SQL_FUNCTION(absmartly_treatment)
 		PG_RETURN_NULL();
 	units = jsonb_argument(PG_GETARG_DATUM(0), &buffer);
 	name = PG_GETARG_TEXT_PP(1);
+	custom = PG_ARGISNULL(3) ? 0 : PG_GETARG_INT32(3);
+	evaluation_check_variant(custom);
 	exposure_begin(&call, fcinfo, 2, 4);
 	unit_list_read(units, &list);
 
@@ -292,7 +293,6 @@ SQL_FUNCTION(absmartly_treatment)
 	unit_list_choose(
 		&list, exposure_unit_type(data_version_snapshot(version), experiment));
 
-	custom = PG_ARGISNULL(3) ? 0 : PG_GETARG_INT32(3);
 	PG_RETURN_INT32(treat(&call, site, version, experiment, name,
 						  PG_ARGISNULL(3) ? NULL : &custom, &list));
 }

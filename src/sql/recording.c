@@ -34,9 +34,37 @@ recording_most_json(void)
 	return (Size) settings_max_event_size * 1024;
 }
 
+/* why what does not fit does not */
+static bool too_deep = false;
+
+bool
+recording_fits_depth(int depth)
+{
+	if (likely(depth <= ENGINE_MAX_DEPTH))
+		return true;
+	too_deep = true;
+	return false;
+}
+
+bool
+recording_take_too_deep(void)
+{
+	bool result = too_deep;
+
+	too_deep = false;
+	return result;
+}
+
 void
 recording_raise_too_large(const char *what)
 {
+	if (recording_take_too_deep())
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("event is nested too deeply"),
+				 errdetail("The JSON text of its %s may be nested up to %d "
+						   "deep.",
+						   what, ENGINE_MAX_DEPTH)));
 	ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 					errmsg("event is too large"),
 					errdetail("The JSON text of its %s alone is larger than "
@@ -87,6 +115,7 @@ append_container(StringInfo json, const JsonbContainer *container, Size most)
 		JsonbIteratorInit(unconstify(JsonbContainer *, container));
 	bool scalar = JsonContainerIsScalar(container);
 	bool first = true;
+	int depth = 0;
 	JsonbIteratorToken token;
 	JsonbValue value;
 
@@ -104,17 +133,21 @@ append_container(StringInfo json, const JsonbContainer *container, Size most)
 				if (!scalar)
 					appendStringInfoCharMacro(json, '[');
 				first = true;
+				fits = recording_fits_depth(++depth);
 				break;
 			case WJB_END_ARRAY:
 				if (!scalar)
 					appendStringInfoCharMacro(json, ']');
+				depth--;
 				break;
 			case WJB_BEGIN_OBJECT:
 				appendStringInfoCharMacro(json, '{');
 				first = true;
+				fits = recording_fits_depth(++depth);
 				break;
 			case WJB_END_OBJECT:
 				appendStringInfoCharMacro(json, '}');
+				depth--;
 				break;
 			case WJB_KEY:
 				fits = append_scalar(json, &value, most);

@@ -44,6 +44,14 @@ extern uint32 recording_system_attributes(EventAttribute *attributes);
 extern bool recording_append_json(StringInfo json, Datum value, Size most);
 extern EngineText recording_json(Datum value, const char *what);
 
+/*
+ * JSON that is nested deeper than a collector reads does not fit, either: false
+ * for such a depth.  recording_take_too_deep() says whether that was the reason
+ * the last time, once.
+ */
+extern bool recording_fits_depth(int depth);
+extern bool recording_take_too_deep(void);
+
 /* Bytes of text that an event may have, and the error for more. */
 extern Size recording_most_json(void);
 pg_noreturn extern void recording_raise_too_large(const char *what);

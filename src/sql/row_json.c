@@ -199,10 +199,34 @@ is_within(const StringInfo json, Size most)
 	return (Size) json->len <= most;
 }
 
+/* Whether JSON text is not nested too deeply. */
+static bool
+fits_depth(EngineText json)
+{
+	bool in_string = false;
+	int depth = 0;
+
+	for (size_t i = 0; i < json.length; i++)
+	{
+		char c = json.data[i];
+
+		if (in_string && c == '\\')
+			i++;
+		else if (c == '"')
+			in_string = !in_string;
+		else if (!in_string && (c == '[' || c == '{') &&
+				 !recording_fits_depth(++depth))
+			return false;
+		else if (!in_string && (c == ']' || c == '}'))
+			depth--;
+	}
+	return true;
+}
+
 bool
 json_append_text(StringInfo json, EngineText utf8, Size most)
 {
-	if ((Size) json->len + utf8.length > most)
+	if ((Size) json->len + utf8.length > most || !fits_depth(utf8))
 		return false;
 	append_text(json, utf8);
 	return true;

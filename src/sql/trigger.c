@@ -798,13 +798,17 @@ make_fit(TrackedRow *row, EventContext *context, EventGoal *goal,
 		context->nattributes = 0;
 		context->set_at = 0;
 	}
-	ereport(WARNING,
-			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errnamed(row),
-			 errmsg("goal of trigger \"%s\" on table \"%s\" is tracked without "
-					"%s",
-					trigger_name(row), table_name(row), missing),
-			 errdetail("It is larger than \"absmartly.max_event_size\", %d kB.",
-					   settings_max_event_size)));
+	ereport(
+		WARNING,
+		(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errnamed(row),
+		 errmsg("goal of trigger \"%s\" on table \"%s\" is tracked without "
+				"%s",
+				trigger_name(row), table_name(row), missing),
+		 recording_take_too_deep()
+			 ? errdetail("They are nested more than %d deep.", ENGINE_MAX_DEPTH)
+			 : errdetail("It is larger than \"absmartly.max_event_size\", "
+						 "%d kB.",
+						 settings_max_event_size)));
 	row->named = false;
 }
 

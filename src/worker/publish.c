@@ -271,6 +271,11 @@ obstacle(const DatabaseState *state)
 {
 	if (state->target.endpoint[0] == '\0')
 		return "\"absmartly.endpoint\" is not set";
+	/* the collector refuses all that comes without them */
+	if (state->target.application[0] == '\0')
+		return "\"absmartly.application\" is not set";
+	if (state->target.environment[0] == '\0')
+		return "\"absmartly.environment\" is not set";
 	return settings_publishing ? NULL : "\"absmartly.publishing\" is off";
 }
 

@@ -160,18 +160,25 @@ attribute_time(const EventContext *context, const EventAttribute *attribute)
 													: attribute->set_at;
 }
 
-void
-render_attributes(StringInfo text, const EventContext *context)
+/* The collector refuses attributes without a name: they are not sent. */
+static void
+append_attributes(StringInfo text, const EventContext *context, bool named)
 {
+	bool first = true;
+
 	appendStringInfoChar(text, '[');
 	for (uint32 i = 0; i < context->nattributes; i++)
 	{
 		const EventAttribute *attribute = &context->attributes[i];
-		char *to = reserve(text, EVENT_BOUND + STRING_BOUND(attribute->name) +
-									 attribute->value.length);
+		char *to;
 
-		if (i > 0)
+		if (named && attribute->name.length == 0)
+			continue;
+		to = reserve(text, EVENT_BOUND + STRING_BOUND(attribute->name) +
+							   attribute->value.length);
+		if (!first)
 			*to++ = ',';
+		first = false;
 		to = PUT(to, "{\"name\":");
 		to = put_string(to, attribute->name);
 		to = PUT(to, ",\"value\":");
@@ -185,6 +192,12 @@ render_attributes(StringInfo text, const EventContext *context)
 }
 
 void
+render_attributes(StringInfo text, const EventContext *context)
+{
+	append_attributes(text, context, false);
+}
+
+void
 render_begin(Render *render, const EventContext *context)
 {
 	size_t bound = REQUEST_BOUND;
@@ -194,7 +207,7 @@ render_begin(Render *render, const EventContext *context)
 	resetStringInfo(&render->goals);
 	resetStringInfo(&render->attributes);
 	if (context->nattributes > 0)
-		render_attributes(&render->attributes, context);
+		append_attributes(&render->attributes, context, true);
 
 	for (uint32 i = 0; i < context->nunits; i++)
 		bound += UNIT_BOUND + STRING_BOUND(context->units[i].type);

@@ -43,7 +43,10 @@ extern void render_set_time(char *request, int64 ms);
 /* This moment, in ms. */
 extern int64 render_now(void);
 
-/* The attributes of a context alone, as an array, as they are sent now. */
+/*
+ * The attributes of a context alone, as an array, as they are sent now, but
+ * with those that have no name.
+ */
 extern void render_attributes(StringInfo text, const EventContext *context);
 
 #endif /* ABSMARTLY_WORKER_RENDER_H */

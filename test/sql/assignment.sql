@@ -76,11 +76,18 @@ FROM (VALUES ('{"country": "PT"}'::jsonb), ('{"country": "US"}'), ('{"country": 
 SELECT absmartly_peek_treatment(:zero, 'twice');
 
 -- row 1: overrides
-SET absmartly.overrides = '{"plain": 0, "strict": 5, "unheard of": 3, "no unit type": -1}';
+SET absmartly.overrides = '{"plain": 0, "strict": 5, "unheard of": 3, "no unit type": 127}';
 SELECT experiment, absmartly_peek_treatment(:one, experiment, NULL, 1) AS variant
 FROM unnest(ARRAY['plain', 'strict', 'unheard of', 'no unit type', 'three']) AS experiment;
 SELECT absmartly_peek_unit_treatment('x', 'strict') AS unit_treatment;
 RESET absmartly.overrides;
+
+-- variants that no exposure may have
+SET absmartly.overrides = '{"plain": -1}';
+SET absmartly.overrides = '{"plain": 128}';
+SELECT absmartly_peek_treatment(:one, 'plain', NULL, 127);
+SELECT absmartly_peek_treatment(:one, 'plain', NULL, 128);
+SELECT absmartly_peek_treatment(:one, 'plain', NULL, -1);
 
 -- all at once
 SELECT experiment, id, unit_type, variant, assigned AS a, eligible AS e, overridden AS o, full_on AS f, custom AS c,

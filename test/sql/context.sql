@@ -182,7 +182,7 @@ SELECT absmartly_treatment('{"user_id": 5}', 'known') IS NOT NULL AS one_shot, a
 -- overrides
 SELECT absmartly_context_create('{"user_id": 5}');
 SELECT call, result_of(call) FROM unnest(ARRAY['get_override(''known'')', 'set_override(''known'', 0)', 'get_override(''known'')', 'treatment(''known'')', 'treatment(''known'')',
-	'set_override(''known'', 70)', 'treatment(''known'')', 'variable_value(''colour'', ''none'')', 'set_overrides(''{"plain": 2, "unheard of": -3}'')', 'treatment(''plain'')', 'treatment(''unheard of'')',
+	'set_override(''known'', 70)', 'treatment(''known'')', 'variable_value(''colour'', ''none'')', 'set_overrides(''{"plain": 2, "unheard of": 127}'')', 'set_overrides(''{"plain": -1}'')', 'set_override(''plain'', 128)', 'treatment(''plain'')', 'treatment(''unheard of'')',
 	'set_override(''known'', NULL)', 'get_override(''known'')', 'set_override(NULL, 1)', 'get_override(NULL)', 'set_overrides(''{"known": 1.5}'')', 'set_overrides(''{"known": "1"}'')',
 	'set_overrides(''[]'')', 'set_overrides(NULL)', 'get_override(''known'')', 'pending()']) AS call;
 SELECT exposures();

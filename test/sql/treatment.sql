@@ -91,7 +91,7 @@ SELECT * FROM pg_temp.queued();
 SELECT experiment, absmartly_treatment('{"user_id": 7}', experiment, '{"age": 30}', 9) AS custom
 FROM unnest(ARRAY['plain', 'shut', 'full on', 'strict', 'lenient', 'ruled', 'held back', 'no unit type', 'of sessions', 'unheard of']) AS experiment;
 SELECT exposure, id, unit, variant, flags, units, attributes, historic, at FROM pg_temp.queued() ORDER BY id;
-SET absmartly.overrides = '{"plain": 3, "strict": 70, "unheard of": -2}';
+SET absmartly.overrides = '{"plain": 3, "strict": 70, "unheard of": 127}';
 SELECT absmartly_treatment('{"user_id": 5}', 'plain', custom_variant => 1) AS plain, absmartly_unit_treatment(5, 'strict') AS strict,
 	absmartly_unit_treatment(5, 'unheard of') AS unknown;
 SELECT * FROM pg_temp.queued();
@@ -248,6 +248,19 @@ END
 $$;
 SELECT units FROM pg_temp.queued();
 SELECT left(absmartly_hash_unit(u), 4) AS hash, u FROM unnest(ARRAY['r1', 'r2', 'r3', 'r4', 'r5', 'r6', 'r7']) AS u;
+
+-- what no collector takes is answered, and not queued; that is said once
+SELECT absmartly_set_context_data(json_build_object('experiments', json_build_array(
+	pg_temp.experiment(1, 'large', '{"fullOnVariant": 500}'), pg_temp.experiment(2, 'negative', '{"fullOnVariant": -1}'),
+	pg_temp.experiment(3, 'last', '{"fullOnVariant": 127}'), pg_temp.experiment(4, 'no split', '{"split": []}'))));
+SELECT absmartly_unit_treatment('i1', 'large') AS large, absmartly_unit_treatment('i1', 'negative') AS negative,
+	absmartly_unit_treatment('i1', 'last') AS last, absmartly_unit_treatment('i1', 'no split') AS no_split,
+	absmartly_unit_treatment('i1', '') AS no_name;
+SELECT absmartly_unit_treatment('i1', 'large') AS large;
+SELECT exposure, variant FROM pg_temp.queued();
+SELECT pg_temp.error_of(format($$SELECT absmartly_treatment('{"user_id": 1}', 'last', custom_variant => %s)$$, variant)) AS error
+FROM unnest(ARRAY[-1, 127, 128]) AS variant;
+SELECT exposure, variant FROM pg_temp.queued();
 
 -- data without holdouts
 SELECT absmartly_set_context_data(json_build_object('experiments', json_build_array(pg_temp.experiment(7, 'held back', '{"holdoutIds": [9]}'))));

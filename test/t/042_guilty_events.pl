@@ -7,6 +7,7 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
+use JSON::PP ();
 use Test::More;
 use Time::HiRes qw(sleep);
 
@@ -272,6 +273,83 @@ sub publish_some
 {
 	return $node->psql('postgres', q{SELECT absmartly_publish('5 s')});
 }
+
+#
+# What is not made
+#
+
+subtest 'events that no collector takes' => sub {
+	$node->safe_psql('postgres', <<'EOT');
+CREATE TABLE payment (customer_id int, amount numeric, details jsonb, raw json);
+CREATE TRIGGER track AFTER INSERT ON payment FOR EACH ROW
+EXECUTE FUNCTION absmartly_track_trigger('payment', 'user_id=customer_id', 'amount,details,raw');
+EOT
+	my $data = JSON::PP->new->canonical->encode({ experiments => [ map { experiment($_->[0], id => $_->[1], fullOnVariant => $_->[2]) }
+		[ 'fine', 11, 2 ], [ 'large', 12, 500 ], [ 'negative', 13, -1 ] ] });
+
+	# who asks for a variant that can not be learns that at once
+	for my $call (
+		q{absmartly_treatment('{"user_id": 777}', 'exp', custom_variant => -1)},
+		q{absmartly_peek_treatment('{"user_id": 777}', 'exp', custom_variant => 128)},
+		q{absmartly_context_set_override('exp', 500)},
+		q{absmartly_context_set_overrides('{"exp": 500}')},
+		q{absmartly_context_set_custom_assignment('exp', -1)},
+		q{absmartly_context_set_custom_assignments('{"exp": 128}')})
+	{
+		fails_with($node, "SELECT absmartly_context_create('{\"user_id\": 777}'); SELECT $call;", '22023', qr/variant must be between 0 and 127/, $call);
+	}
+	fails_with($node, q{SET absmartly.overrides = '{"exp": 500}';}, '22023', qr/invalid value for parameter/, 'absmartly.overrides');
+
+	# what the data makes is answered, and costs nobody anything
+	my ($status, $output, $error) = $node->psql('postgres', <<EOT);
+SELECT absmartly_context_create('{"user_id": "c"}', data => '$data');
+BEGIN;
+INSERT INTO payment VALUES (777, 12.34);
+SELECT absmartly_context_treatment(name) FROM unnest(ARRAY['fine', 'large', 'negative', 'large']) AS name;
+SELECT absmartly_treatment('{"user_id": 777}', '');
+SELECT absmartly_treatment('{"user_id": 777}', 'exp');
+COMMIT;
+EOT
+	like($output, qr/2\n500\n-1\n500\n0\n/, 'all is answered');
+	like($error, qr/WARNING:  an exposure of experiment "large" is not queued\n/, 'the first one is told');
+	unlike($error, qr/not queued.*not queued/s, 'once');
+	publish();
+	is(join(' ', sort map { $_->{name} } $collector->goals(space => '/v1'), $collector->exposures(space => '/v1')), 'exp fine payment', 'the others are delivered');
+	is(stat_of($node, 'exposures_impossible, dead_letters'), '4|0', 'absmartly_stat counts those that are not queued');
+	clean();
+
+	sql(q{SELECT absmartly_track('{"user_id": 1}', 'odd', attributes => '{"": 1, "a": 2}'), absmartly_track('{"user_id": 2}', 'odd', attributes => '{"": 1}')});
+	is(publish(), '2', 'an attribute without a name stops nothing');
+	is(join(' ', map { "$_->{name}=$_->{value}" } $collector->attributes(space => '/v1')), 'a=2', 'it is not sent');
+	clean();
+
+	my $deep = q{(repeat('[', 200) || repeat(']', 200))};
+	fails_with($node, "SELECT absmartly_track('{\"user_id\": 1}', 'deep', jsonb_build_object('a', $deep\::jsonb));", '54000',
+		qr/event is nested too deeply/, 'properties that are nested too deeply');
+	($status, $output, $error) = $node->psql('postgres',
+		"INSERT INTO payment VALUES (1, 1, $deep\::jsonb); INSERT INTO payment VALUES (2, 1, NULL, $deep\::json); INSERT INTO payment VALUES (3, 1)");
+	is($status, 0, 'fail no insert');
+	is(scalar(() = $error =~ /is tracked without its properties\n.*DETAIL:  They are nested more than 128 deep/g), 2, 'but are left out');
+	is(publish(), '3', 'the goals are delivered');
+	clean();
+};
+
+subtest 'no application' => sub {
+	for my $setting (qw(application environment))
+	{
+		$node->append_conf('postgresql.conf', "absmartly.$setting = ''\n");
+		$node->restart;
+		track(3, "without $setting");
+		fails_with($node, "SELECT absmartly_publish('$PATIENCE s');", '55000', qr/"absmartly\.$setting" is not set/, "without $setting nothing is sent");
+		is(scalar puts(), 0, 'not even tried');
+		$node->append_conf('postgresql.conf', "absmartly.$setting = 'x'\n");
+		$node->restart;
+		publish();
+		arrived("without $setting", [ 1 .. 3 ], 'it is sent when there is one');
+		is(sql($dead), '0|0', 'nothing is dead');
+		clean();
+	}
+};
 
 #
 # Too large
