@@ -2,9 +2,9 @@
  * buffer.c
  *		The transaction's events, until it ends.
  *
- * Historic events are bulk, and have payloads of their own.  So is all else of
- *a transaction that has turned out to be large, but for what session contexts
- * record: the worker makes one request of that.
+ * Bulk is what a transaction records that has only historic events, or turns
+ * out to be large.  The records of session contexts are live in any case: the
+ * worker makes one request of them.
  *
  * Events are encoded when they are recorded, into payloads of the size of a
  * tuple of the outbox; at the end only bytes are left to be written.  There
@@ -94,8 +94,8 @@ typedef struct Stream
 	Encoder encoder; /* of the open payload */
 	char place[PAYLOAD_BYTES]; /* for it */
 	bool open;
+	bool has_live; /* events that are not historic, some perhaps undone since */
 	uint64 context; /* key of the context whose events it has; 0: of none */
-	EventLane lane; /* LANE_BULK: its events are historic */
 
 	EventPayload *finished; /* in memory, after those in the file */
 	int nfinished;
@@ -137,7 +137,6 @@ typedef struct SpillHeader
 	uint32 exposures;
 	uint32 goals;
 	uint64 context;
-	EventLane lane;
 } SpillHeader;
 
 static Stream streams[STREAM_COUNT];
@@ -210,6 +209,7 @@ buffer_forget(void)
 		stream->cut = false;
 		stream->bytes = 0;
 		stream->contexts = 0;
+		stream->has_live = false;
 	}
 	recording = false;
 	context = NULL;
@@ -249,7 +249,16 @@ is_large(const Stream *stream)
 		   (contexts > 1 && stream->bytes >= LARGE_BYTES);
 }
 
-/* Bytes of exposures that the outbox takes before its lane is full. */
+/* The lane of what a stream has. */
+static EventLane
+lane_of(const Stream *stream)
+{
+	bool bulk = !stream->has_live || nprogress > 0 || is_large(stream);
+
+	return bulk ? LANE_BULK : LANE_LIVE;
+}
+
+/* Bytes of exposures that the outbox takes before their lane is full. */
 static void
 measure_room(void)
 {
@@ -351,7 +360,7 @@ read_payload(BufFile *file)
 	payload.exposures = header.exposures;
 	payload.goals = header.goals;
 	payload.context = header.context;
-	payload.lane = header.lane;
+	payload.lane = LANE_LIVE;
 	payload.sequence = 0;
 	payload.prepared = false;
 	return payload;
@@ -428,9 +437,9 @@ spill(StreamKind kind)
 	for (int i = 0; i < stream->nfinished; i++)
 	{
 		const EventPayload *payload = &stream->finished[i];
-		SpillHeader header = {payload->length,    payload->contexts,
+		SpillHeader header = {payload->length, payload->contexts,
 							  payload->exposures, payload->goals,
-							  payload->context,   payload->lane};
+							  payload->context};
 
 		/* who returns to the middle of this payload must find it */
 		for (int at = nmarks - 1; at >= 0; at--)
@@ -466,8 +475,7 @@ open_payload(const Stream *stream)
 							.contexts = at->contexts,
 							.exposures = at->exposures,
 							.goals = at->goals,
-							.context = stream->context,
-							.lane = stream->lane};
+							.context = stream->context};
 
 	return payload;
 }
@@ -544,29 +552,22 @@ event_bound(const EventContext *event_context, const EventExposure *exposure,
 	return encoder_context_bound(event_context);
 }
 
-static inline EventLane
-lane_for(uint64 key, const EventContext *event_context)
-{
-	return key == 0 && event_context->historic ? LANE_BULK : LANE_LIVE;
-}
-
 /* key is that of the context whose event it is; 0: of none. */
 static void
 stream_add(StreamKind kind, uint64 key, const EventContext *event_context,
 		   const EventExposure *exposure, const EventGoal *goal)
 {
 	Stream *stream = &streams[kind];
-	EventLane lane = lane_for(key, event_context);
 
 	if (unlikely(stream->cut))
 		restore_cut(stream);
-	if (unlikely(stream->context != key || stream->lane != lane))
+	if (unlikely(stream->context != key))
 	{
 		if (stream->open)
 			finish_payload(kind);
 		stream->context = key;
-		stream->lane = lane;
 	}
+	stream->has_live |= key == 0 && !event_context->historic;
 	if (stream->open)
 	{
 		EncoderMark before = stream->encoder.at;
@@ -841,7 +842,7 @@ record_exposure(uint64 key, const EventContext *event_context,
 		check_size(encoder_exposure_bound(event_context, exposure));
 	if (unlikely(kind == STREAM_OUTBOX
 					 ? outbox_room == 0 &&
-						   lane_for(key, event_context) == LANE_LIVE
+						   (key != 0 || !event_context->historic)
 					 : memory_is_full()))
 	{
 		exposures_dropped = true;
@@ -1120,10 +1121,9 @@ number_payload(EventPayload *payload, bool prepare)
 }
 
 static void
-choose_lane(EventPayload *payload, bool large)
+choose_lane(EventPayload *payload, EventLane lane)
 {
-	if (unlikely(large) && payload->context == 0)
-		payload->lane = LANE_BULK;
+	payload->lane = payload->context == 0 ? lane : LANE_LIVE;
 }
 
 /* A payload is where the worker finds it, or will when this has committed. */
@@ -1163,12 +1163,13 @@ writer_for(Writing *writing, EventLane lane)
 }
 
 static void
-write_payload(Writing *writing, EventPayload *payload, bool large, bool prepare)
+write_payload(Writing *writing, EventPayload *payload, EventLane lane,
+			  bool prepare)
 {
 	OutboxWriter *writer;
 
 	number_payload(payload, prepare);
-	choose_lane(payload, large);
+	choose_lane(payload, lane);
 	writer = writer_for(writing, payload->lane);
 	if (writer == NULL)
 		return;
@@ -1192,11 +1193,11 @@ write_progress(OutboxWriter *writer)
 static void
 write_stream(Writing *writing, Stream *stream, bool prepare)
 {
-	bool large;
+	EventLane lane;
 
 	if (stream->cut)
 		restore_cut(stream);
-	large = is_large(stream);
+	lane = lane_of(stream);
 	if (stream->nspilled > 0)
 	{
 		FilePosition start = {0, 0};
@@ -1207,17 +1208,17 @@ write_stream(Writing *writing, Stream *stream, bool prepare)
 			EventPayload payload = read_payload(stream->file);
 
 			CHECK_FOR_INTERRUPTS();
-			write_payload(writing, &payload, large, prepare);
+			write_payload(writing, &payload, lane, prepare);
 			pfree(unconstify(char *, payload.data));
 		}
 	}
 	for (int i = 0; i < stream->nfinished; i++)
-		write_payload(writing, &stream->finished[i], large, prepare);
+		write_payload(writing, &stream->finished[i], lane, prepare);
 	if (has_open_events(stream))
 	{
 		EventPayload payload = open_payload(stream);
 
-		write_payload(writing, &payload, large, prepare);
+		write_payload(writing, &payload, lane, prepare);
 	}
 }
 
@@ -1246,12 +1247,12 @@ list_for_queue(Stream *stream)
 {
 	Size bytes = 0;
 	int before = nto_queue;
-	bool large;
+	EventLane lane;
 	int most;
 
 	if (stream->cut)
 		restore_cut(stream);
-	large = is_large(stream);
+	lane = lane_of(stream);
 	most = (int) Min(finished_count(stream) + 1,
 					 MaxAllocSize / sizeof(EventPayload) / 2);
 	if (to_queue == NULL)
@@ -1279,7 +1280,7 @@ list_for_queue(Stream *stream)
 	for (int i = before; i < nto_queue; i++)
 	{
 		number_payload(&to_queue[i], false);
-		choose_lane(&to_queue[i], large);
+		choose_lane(&to_queue[i], lane);
 	}
 }
 
