@@ -733,7 +733,7 @@ COMMENT ON COLUMN absmartly_outbox.application IS
 COMMENT ON COLUMN absmartly_outbox.bytes IS
 'size of the encoded events';
 COMMENT ON COLUMN absmartly_outbox.note IS
-'why the record is kept; the collector''s words if it was refused';
+'the collector''s words if it was refused; local: goals that no synchronous standby is waited for';
 REVOKE ALL ON absmartly_outbox FROM PUBLIC;
 
 CREATE VIEW absmartly_pending_events AS

@@ -1151,24 +1151,24 @@ typedef struct Writing
 {
 	OutboxWriter *writers[LANE_COUNT]; /* NULL: the outbox is gone */
 	bool begun[LANE_COUNT];
+	bool prepare;
 } Writing;
 
 static OutboxWriter *
 writer_for(Writing *writing, EventLane lane)
 {
 	if (!writing->begun[lane])
-		writing->writers[lane] = outbox_write_begin(lane);
+		writing->writers[lane] = outbox_write_begin(lane, writing->prepare);
 	writing->begun[lane] = true;
 	return writing->writers[lane];
 }
 
 static void
-write_payload(Writing *writing, EventPayload *payload, EventLane lane,
-			  bool prepare)
+write_payload(Writing *writing, EventPayload *payload, EventLane lane)
 {
 	OutboxWriter *writer;
 
-	number_payload(payload, prepare);
+	number_payload(payload, writing->prepare);
 	choose_lane(payload, lane);
 	writer = writer_for(writing, payload->lane);
 	if (writer == NULL)
@@ -1191,7 +1191,7 @@ write_progress(OutboxWriter *writer)
 }
 
 static void
-write_stream(Writing *writing, Stream *stream, bool prepare)
+write_stream(Writing *writing, Stream *stream)
 {
 	EventLane lane;
 
@@ -1208,31 +1208,31 @@ write_stream(Writing *writing, Stream *stream, bool prepare)
 			EventPayload payload = read_payload(stream->file);
 
 			CHECK_FOR_INTERRUPTS();
-			write_payload(writing, &payload, lane, prepare);
+			write_payload(writing, &payload, lane);
 			pfree(unconstify(char *, payload.data));
 		}
 	}
 	for (int i = 0; i < stream->nfinished; i++)
-		write_payload(writing, &stream->finished[i], lane, prepare);
+		write_payload(writing, &stream->finished[i], lane);
 	if (has_open_events(stream))
 	{
 		EventPayload payload = open_payload(stream);
 
-		write_payload(writing, &payload, lane, prepare);
+		write_payload(writing, &payload, lane);
 	}
 }
 
 static void
 write_all(bool prepare)
 {
-	Writing writing = {0};
+	Writing writing = {.prepare = prepare};
 
 	/* what a backfill records is bulk */
 	if (nprogress > 0 && writer_for(&writing, LANE_BULK) != NULL)
 		write_progress(writing.writers[LANE_BULK]);
-	write_stream(&writing, &streams[STREAM_OUTBOX], prepare);
+	write_stream(&writing, &streams[STREAM_OUTBOX]);
 	if (prepare)
-		write_stream(&writing, &streams[STREAM_MEMORY], true);
+		write_stream(&writing, &streams[STREAM_MEMORY]);
 	for (int lane = 0; lane < LANE_COUNT; lane++)
 		if (writing.writers[lane] != NULL)
 			outbox_write_end(writing.writers[lane]);

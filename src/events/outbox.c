@@ -32,6 +32,7 @@ struct OutboxWriter
 	const EventOrigin *origin;
 	TimestampTz created;
 	const char *note; /* on the records */
+	bool local; /* its commit waits for no standby */
 	bool settled_hit; /* a row came to a settled page */
 	bool snapshot; /* pushed, for as long as rows are written */
 };
@@ -99,7 +100,7 @@ choose_page(const OutboxWriter *to)
 }
 
 OutboxWriter *
-outbox_write_begin(EventLane lane)
+outbox_write_begin(EventLane lane, bool prepare)
 {
 	DatabaseState *state = shared_my_database();
 	OutboxWriter *to = &writers[lane];
@@ -139,6 +140,9 @@ outbox_write_begin(EventLane lane)
 	to->origin = record_current_origin();
 	to->created = GetCurrentTimestamp();
 	to->note = "";
+	/* whoever commits what is prepared decides then */
+	to->local =
+		!prepare && synchronous_commit <= SYNCHRONOUS_COMMIT_LOCAL_FLUSH;
 	choose_page(to);
 
 	/*
@@ -171,14 +175,19 @@ static void
 write_as(OutboxWriter *to, const EventOrigin *origin, TimestampTz created,
 		 const EventPayload *payload)
 {
-	HeapRecord record = {.status = payload->prepared ? OUTBOX_PREPARED
-													 : OUTBOX_WAITING,
-						 .database = MyDatabaseId,
-						 .endpoint = (int64) origin->endpoint,
-						 .created = created,
-						 .origin = origin,
-						 .note = to->note,
-						 .payload = payload};
+	const char *note = to->note;
+	HeapRecord record;
+
+	if (to->local && payload->goals > 0 && note[0] == '\0')
+		note = OUTBOX_NOTE_LOCAL;
+	record = (HeapRecord){.status = payload->prepared ? OUTBOX_PREPARED
+													  : OUTBOX_WAITING,
+						  .database = MyDatabaseId,
+						  .endpoint = (int64) origin->endpoint,
+						  .created = created,
+						  .origin = origin,
+						  .note = note,
+						  .payload = payload};
 
 	heaps_insert(to->relation, &record, note_page, to);
 }

@@ -34,6 +34,12 @@ typedef enum OutboxStatus
 } OutboxStatus;
 
 /*
+ * The note of goals that are sent whether a synchronous standby has them or
+ * not.
+ */
+#define OUTBOX_NOTE_LOCAL "(waits for no standby)"
+
+/*
  * Writers
  */
 
@@ -56,7 +62,7 @@ extern uint64 outbox_size(EventLane lane);
  * dropped.  Writers of both lanes may be at work at the same time.
  */
 typedef struct OutboxWriter OutboxWriter;
-extern OutboxWriter *outbox_write_begin(EventLane lane);
+extern OutboxWriter *outbox_write_begin(EventLane lane, bool prepare);
 extern void outbox_write(OutboxWriter *writer, const EventPayload *payload);
 extern void outbox_write_record(OutboxWriter *writer,
 								const EventRecord *record);
@@ -100,7 +106,9 @@ extern void outbox_adopt(DatabaseState *state);
  * unreadable records are parked on the way and not given, and so are those that
  * session contexts hold for more than a moment: these are found there, without
  * a search, by the pass after they have been let go.  Goals whose commit
- * is not on disk yet are given: call outbox_flush() before sending.
+ * is not on disk yet are given: call outbox_flush() before sending.  Those that
+ * a synchronous standby is to have and has not are left where they are, for
+ * another pass (replicated.h).
  * outbox_read_begin() gives false when the outbox can't be read now (DROP
  * EXTENSION is at work): try again later.
  */

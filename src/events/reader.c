@@ -42,6 +42,7 @@
 #include "events/heaps.h"
 #include "events/held.h"
 #include "events/outbox.h"
+#include "events/replicated.h"
 
 /* pages that outbox_read() looks at for nothing before it wants a pause */
 #define MAX_PAGES 512
@@ -76,6 +77,8 @@ typedef struct StoredRecord
 	int64 endpoint;
 	EventLane lane; /* by which it was read */
 	int chunks; /* how many there must be */
+	TransactionId xid; /* whose commit a standby is to have; invalid: it is
+						* all the same */
 	bool held; /* its row says so */
 	bool to_hold; /* it is to be parked for that */
 	bool handed_out; /* or parked */
@@ -466,6 +469,7 @@ outbox_pass_begin(EventLane of_lane)
 	int active = active_heap(of_lane);
 
 	turn_to_lane(of_lane);
+	replicated_pass_begin(of_lane);
 	pass->heaps = 0;
 	pass->order[pass->heaps++] = RECORD_OTHER_HEAP(active);
 	pass->order[pass->heaps++] = active;
@@ -516,6 +520,7 @@ outbox_read_begin(EventLane of_lane)
 	StartTransactionCommand();
 	/* transactions that ended before it are told apart quickly */
 	PushActiveSnapshot(GetTransactionSnapshot());
+	replicated_look(GetActiveSnapshot());
 	memset(reading, 0, sizeof(reading));
 	if (heaps_find())
 	{
@@ -563,6 +568,13 @@ typedef struct PageRead
 	int waiting; /* rows that are not done with */
 } PageRead;
 
+static bool
+is_note(EngineText text, const char *note)
+{
+	return text.length == strlen(note) &&
+		   memcmp(text.data, note, text.length) == 0;
+}
+
 /* The first chunk of a record: makes the record, with place for the others. */
 static StoredRecord *
 new_record(int place, const HeapRow *row, const HeapTupleData *tuple,
@@ -589,6 +601,9 @@ new_record(int place, const HeapRow *row, const HeapTupleData *tuple,
 	record->payload.prepared = row->status == OUTBOX_PREPARED;
 	record->tids = (ItemPointerData *) ((char *) stored + tids);
 	stored->lane = lane;
+	if (place != RECORD_PARKED && row->goals > 0 &&
+		!is_note(texts[HEAP_NOTE], OUTBOX_NOTE_LOCAL))
+		stored->xid = HeapTupleHeaderGetXmin(tuple->t_data);
 	stored->held = row->status == OUTBOX_HELD;
 	stored->database = row->database;
 	stored->endpoint = row->endpoint;
@@ -642,8 +657,14 @@ sort_record(StoredRecord *stored)
 	const EventPayload *payload = &record->payload;
 	TimestampTz until;
 
-	if (is_foreign(stored) ||
-		encoding_version(payload->data, payload->length) != ENCODING_VERSION)
+	if (!replicated_has(stored->lane, stored->xid))
+	{
+		let_go(record);
+		pfree(stored);
+	}
+	else if (is_foreign(stored) ||
+			 encoding_version(payload->data, payload->length) !=
+				 ENCODING_VERSION)
 		to_park = lappend(to_park, stored);
 	else if (payload->context == 0 || record->place == RECORD_PARKED ||
 			 !worker_holds(payload->context, payload->sequence,

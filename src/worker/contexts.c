@@ -15,6 +15,7 @@
 #include "utils/timestamp.h"
 
 #include "data/context_slot.h"
+#include "events/replicated.h"
 #include "worker/batch.h"
 #include "worker/collector.h"
 #include "worker/contexts.h"
@@ -26,6 +27,7 @@ typedef struct Request
 	dlist_node node;
 	uint64 key;
 	uint64 number; /* of the slot's publish_requested */
+	uint64 moment; /* a pass that judges by this one serves it */
 	bool pass; /* a pass has begun after it */
 	bool read; /* and come to its end */
 	char *refused; /* the collector's words on an event; NULL: none */
@@ -157,6 +159,7 @@ take_request(DatabaseState *state, ContextSlot *slot)
 		request->refused = NULL;
 	}
 	request->number = number;
+	request->moment = replicated_next_moment();
 	request->pass = false;
 	request->read = false;
 	(void) hash_search(failures, &key, HASH_REMOVE, NULL);
@@ -366,7 +369,7 @@ contexts_pass_begun(DatabaseState *state)
 }
 
 void
-contexts_pass_read(void)
+contexts_pass_read(uint64 moment)
 {
 	HASH_SEQ_STATUS scan;
 	DiscardedContext *context;
@@ -382,6 +385,8 @@ contexts_pass_read(void)
 	{
 		Request *request = dlist_container(Request, node, iter.cur);
 
+		if (request->moment > moment)
+			request->pass = request->read;
 		request->read = request->pass;
 	}
 }

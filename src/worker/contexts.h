@@ -47,11 +47,12 @@ extern bool contexts_want_pass(void);
 extern bool contexts_in_pass(void);
 
 /*
- * A pass begins: before anything of it is looked at; has come to its end; has
- * been given up.
+ * A pass begins: before anything of it is looked at; has come to its end, and
+ * has read what was committed at that moment (events/replicated.h); has been
+ * given up.
  */
 extern void contexts_pass_begun(DatabaseState *state);
-extern void contexts_pass_read(void);
+extern void contexts_pass_read(uint64 moment);
 extern void contexts_pass_lost(void);
 
 /* Whether somebody waits for a context to be published. */

@@ -57,7 +57,7 @@ write_record(Merge *merge, const EventRecord *record)
 	EventLane lane = record->payload.lane;
 
 	if (merge->writers[lane] == NULL)
-		merge->writers[lane] = outbox_write_begin(lane);
+		merge->writers[lane] = outbox_write_begin(lane, false);
 	if (merge->writers[lane] == NULL)
 		elog(ERROR, "the outbox is gone");
 	outbox_write_record(merge->writers[lane], record);

@@ -37,6 +37,7 @@
 #include "events/logger.h"
 #include "events/outbox.h"
 #include "events/queue.h"
+#include "events/replicated.h"
 #include "settings.h"
 #include "worker/batch.h"
 #include "worker/collector.h"
@@ -140,6 +141,7 @@ static CollectorPause maintenance;
 
 /* the request of absmartly_publish() that is being served */
 static uint64 ticket = 0; /* 0: none */
+static uint64 ticket_moment; /* a pass that judges by this one serves it */
 static int64 ticket_delivered; /* events, at its beginning */
 static int64 events_delivered = 0; /* ever */
 
@@ -244,6 +246,7 @@ take_ticket(DatabaseState *state)
 		lanes[lane].ticket_pass = false;
 		lanes[lane].ticket_read = false;
 	}
+	ticket_moment = replicated_next_moment();
 	ticket_delivered = events_delivered;
 	want_passes();
 	end_pauses();
@@ -876,14 +879,17 @@ read_batch(DatabaseState *state, EventLane which)
 		put_aside(fill.batch);
 	else if (fill.batch != NULL)
 		batch_free(fill.batch);
-	if (ticket != 0 && lane->ticket_pass && !lane->ticket_read &&
-		!batch_more(which))
+	if (batch_more(which))
+		return;
+	if (ticket != 0 && lane->ticket_pass && !lane->ticket_read)
 	{
-		lane->ticket_read = true;
+		/* if something was left that it is about it gets another pass */
+		lane->ticket_pass = ticket_moment <= replicated_pass_moment(which);
+		lane->ticket_read = lane->ticket_pass;
 		lane->ticket_serial = last_serial;
 	}
-	if (live && !batch_more(which))
-		contexts_pass_read();
+	if (live)
+		contexts_pass_read(replicated_pass_moment(which));
 }
 
 /*
@@ -958,6 +964,11 @@ publish_begin(DatabaseState *state, HttpClient *client)
 	}
 
 	listen_to_backends(state);
+	foreach_lane(each)
+	{
+		if (replicated_due(each))
+			lanes[each].pass_wanted = true;
+	}
 	if (pause_left(LANE_LIVE) > 0)
 		return;
 	send_waiting(state, client, false);
@@ -1205,7 +1216,7 @@ is_idle(void)
 {
 	foreach_lane(lane)
 	{
-		if (lanes[lane].told > 0)
+		if (lanes[lane].told > 0 || replicated_awaited(lane))
 			return false;
 	}
 	return nothing_left() && !batch_have_done() && !batch_have_refused();
@@ -1468,6 +1479,8 @@ lane_timeout(DatabaseState *state, EventLane which)
 
 			timeout = collector_earlier(timeout, batch_left(batch));
 		}
+	if (!lane->pass_wanted)
+		timeout = collector_earlier(timeout, replicated_left(which));
 	if (may && wants_to_read(which))
 		timeout = collector_earlier(timeout, read_left(which));
 	else if (listens && may_add(which) && pause_left(which) <= 0)
