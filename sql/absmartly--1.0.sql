@@ -195,7 +195,44 @@ AS 'MODULE_PATHNAME', 'absmartly_track_trigger'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION absmartly_track_trigger() IS
-'tracks a goal for each row: arguments are the goal, units as unit_type=column, properties as columns, and the options achieved_at=column and attributes=column';
+'tracks a goal for each row: arguments are the goal, units as unit_type=column, properties as columns or name=''text'', and the options achieved_at=column and attributes=column';
+
+CREATE FUNCTION absmartly_check_triggers(
+	OUT relation regclass,
+	OUT trigger name,
+	OUT enabled boolean,
+	OUT sqlstate text,
+	OUT problem text,
+	OUT detail text,
+	OUT hint text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'absmartly_check_triggers'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000 ROWS 10;
+
+COMMENT ON FUNCTION absmartly_check_triggers() IS
+'triggers that call absmartly_track_trigger() and cannot work, and why, on tables that the user may write to';
+
+CREATE FUNCTION absmartly_check_command() RETURNS event_trigger
+AS 'MODULE_PATHNAME', 'absmartly_check_command'
+LANGUAGE C;
+
+COMMENT ON FUNCTION absmartly_check_command() IS
+'refuses what makes a trigger that calls absmartly_track_trigger() unable to work';
+REVOKE ALL ON FUNCTION absmartly_check_command() FROM PUBLIC;
+
+CREATE EVENT TRIGGER absmartly_check_command ON ddl_command_end
+	WHEN TAG IN ('CREATE TRIGGER', 'ALTER TABLE', 'ALTER FOREIGN TABLE',
+		'ALTER TYPE', 'CREATE SCHEMA')
+	EXECUTE FUNCTION @extschema@.absmartly_check_command();
+COMMENT ON EVENT TRIGGER absmartly_check_command IS
+'refuses commands that make a tracking trigger which cannot work, or make one so';
+
+CREATE EVENT TRIGGER absmartly_check_drop ON sql_drop
+	WHEN TAG IN ('DROP TYPE', 'DROP DOMAIN', 'DROP SCHEMA', 'DROP EXTENSION',
+		'DROP OWNED')
+	EXECUTE FUNCTION @extschema@.absmartly_check_command();
+COMMENT ON EVENT TRIGGER absmartly_check_drop IS
+'refuses commands that take a column from a tracking trigger, with its type';
 
 --
 -- Variables, custom fields, experiments

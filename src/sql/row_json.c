@@ -6,6 +6,11 @@
  * bulk load.  So do those that are made of others, because the text of many
  * small elements may be large without end: it is to be noticed at the first one
  * that is too much.  All others go through to_json().
+ *
+ * Output functions ask settings of the session.  Those that a type's text
+ * depends on are set to what gives our text while its function runs, where they
+ * are anything else, which is seldom: the defaults are ours, but for the time
+ * zone, which times in ranges depend on.
  */
 #include "postgres.h"
 
@@ -16,15 +21,21 @@
 #include "common/shortest_dec.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "pgtime.h"
 #include "nodes/makefuncs.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
 #include "utils/datetime.h"
+#include "utils/float.h"
 #include "utils/fmgroids.h"
+#include "utils/bytea.h"
+#include "utils/cash.h"
 #include "utils/geo_decls.h"
+#include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
+#include "utils/pg_locale.h"
 #include "utils/multirangetypes.h"
 #include "utils/rangetypes.h"
 #include "utils/timestamp.h"
@@ -90,6 +101,8 @@ base_type_kind(Oid base_type)
 			return COLUMN_TIMESTAMP;
 		case TIMESTAMPTZOID:
 			return COLUMN_TIMESTAMPTZ;
+		case CASHOID:
+			return COLUMN_MONEY;
 		case JSONOID:
 			return COLUMN_JSON;
 		case JSONBOID:
@@ -97,6 +110,152 @@ base_type_kind(Oid base_type)
 		default:
 			return kind_of_other(base_type);
 	}
+}
+
+/*
+ * Settings
+ */
+
+typedef enum OutputSetting
+{
+	SETTING_DATE_STYLE,
+	SETTING_INTERVAL_STYLE,
+	SETTING_FLOAT_DIGITS,
+	SETTING_BYTEA,
+	SETTING_TIME_ZONE,
+	SETTING_MONETARY,
+	SETTING_SEARCH_PATH,
+	SETTING_COUNT
+} OutputSetting;
+
+static const struct
+{
+	const char *name;
+	const char *value;
+} output_settings[SETTING_COUNT] = {
+	[SETTING_DATE_STYLE] = {"DateStyle", "ISO"},
+	[SETTING_INTERVAL_STYLE] = {"IntervalStyle", "postgres"},
+	[SETTING_FLOAT_DIGITS] = {"extra_float_digits", "1"},
+	[SETTING_BYTEA] = {"bytea_output", "hex"},
+	[SETTING_TIME_ZONE] = {"TimeZone", "UTC"},
+	[SETTING_MONETARY] = {"lc_monetary", "C"},
+	[SETTING_SEARCH_PATH] = {"search_path", "pg_catalog"}};
+
+#define ONE_SETTING(setting) (1U << (setting))
+
+/* what the functions of a type that is not the server's may depend on */
+#define SETTINGS_OF_USERS                                                    \
+	(ONE_SETTING(SETTING_DATE_STYLE) | ONE_SETTING(SETTING_INTERVAL_STYLE) | \
+	 ONE_SETTING(SETTING_FLOAT_DIGITS) | ONE_SETTING(SETTING_BYTEA))
+
+static bool
+setting_is_ours(OutputSetting setting)
+{
+	switch (setting)
+	{
+		case SETTING_DATE_STYLE:
+			return DateStyle == USE_ISO_DATES;
+		case SETTING_INTERVAL_STYLE:
+			return IntervalStyle == INTSTYLE_POSTGRES;
+		case SETTING_FLOAT_DIGITS:
+			return extra_float_digits > 0;
+		case SETTING_BYTEA:
+			return bytea_output == BYTEA_OUTPUT_HEX;
+		case SETTING_TIME_ZONE:
+			return strcmp(pg_get_timezone_name(session_timezone), "UTC") == 0;
+		case SETTING_MONETARY:
+			return strcmp(locale_monetary, "C") == 0;
+		default:
+			return false;
+	}
+}
+
+/* The settings that the text of a type's values depends on. */
+static uint32
+settings_of(Oid type)
+{
+	Oid base = getBaseType(type);
+	Oid part;
+
+	check_stack_depth();
+	switch (base)
+	{
+		case DATEOID:
+		case TIMESTAMPOID:
+			return ONE_SETTING(SETTING_DATE_STYLE);
+		case TIMESTAMPTZOID:
+			return ONE_SETTING(SETTING_DATE_STYLE) |
+				   ONE_SETTING(SETTING_TIME_ZONE);
+		case INTERVALOID:
+			return ONE_SETTING(SETTING_INTERVAL_STYLE);
+		case BYTEAOID:
+			return ONE_SETTING(SETTING_BYTEA);
+		case CASHOID:
+			return ONE_SETTING(SETTING_MONETARY);
+		case FLOAT4OID:
+		case FLOAT8OID:
+		case POINTOID:
+		case LSEGOID:
+		case PATHOID:
+		case BOXOID:
+		case POLYGONOID:
+		case LINEOID:
+		case CIRCLEOID:
+			return ONE_SETTING(SETTING_FLOAT_DIGITS);
+		case REGPROCOID:
+		case REGPROCEDUREOID:
+		case REGOPEROID:
+		case REGOPERATOROID:
+		case REGCLASSOID:
+		case REGTYPEOID:
+		case REGCONFIGOID:
+		case REGDICTIONARYOID:
+		case REGCOLLATIONOID:
+			return ONE_SETTING(SETTING_SEARCH_PATH);
+		default:
+			break;
+	}
+	part = type_is_multirange(base) ? get_multirange_range(base) : base;
+	if (type_is_range(part))
+		return settings_of(get_range_subtype(part));
+	part = get_element_type(base);
+	if (OidIsValid(part))
+		return settings_of(part);
+	if (type_is_rowtype(base))
+		return SETTINGS_OF_USERS | ONE_SETTING(SETTING_TIME_ZONE) |
+			   ONE_SETTING(SETTING_MONETARY);
+	if (base < FirstNormalObjectId || type_is_enum(base))
+		return 0;
+	return SETTINGS_OF_USERS;
+}
+
+/*
+ * Has an output function find our settings.  Gives what is to be handed to
+ * settings_end(); an error undoes them as well.
+ */
+static int
+settings_begin(uint32 settings)
+{
+	int level = 0;
+
+	for (int i = 0; i < SETTING_COUNT; i++)
+	{
+		if ((settings & ONE_SETTING(i)) == 0 || setting_is_ours(i))
+			continue;
+		if (level == 0)
+			level = NewGUCNestLevel();
+		(void) set_config_option(
+			output_settings[i].name, output_settings[i].value, PGC_USERSET,
+			PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	}
+	return level;
+}
+
+static inline void
+settings_end(int level)
+{
+	if (level != 0)
+		AtEOXact_GUC(true, level);
 }
 
 ColumnKind
@@ -119,6 +278,9 @@ column_writer_init(ColumnWriter *writer, Oid type, MemoryContext context)
 		column_writer_init(writer->element, get_element_type(writer->type),
 						   context);
 	}
+	writer->settings = 0;
+	if (writer->kind == COLUMN_OTHER || writer->kind == COLUMN_MULTIRANGE)
+		writer->settings = settings_of(writer->type);
 	if (writer->kind != COLUMN_OTHER)
 		return;
 
@@ -315,14 +477,37 @@ uuid_to_text(const pg_uuid_t *uuid, char text[UUID_TEXT_LENGTH])
 }
 
 /*
- * Times, as to_json() writes them: ISO 8601, whatever DateStyle is.
+ * Money as in the locale C, $1,234.50: how many of its digits come after the
+ * point is nowhere but in the session's locale.
+ */
+static void
+append_money(StringInfo json, Cash money)
+{
+	uint64 cents = money < 0 ? -(uint64) money : (uint64) money;
+	char digits[MAXINT8LEN + 1];
+	int length = pg_ulltoa_n(cents / 100, digits);
+
+	appendStringInfoString(json, money < 0 ? "\"-$" : "\"$");
+	for (int index = 0; index < length; index++)
+	{
+		if (index > 0 && (length - index) % 3 == 0)
+			appendStringInfoCharMacro(json, ',');
+		appendStringInfoCharMacro(json, digits[index]);
+	}
+	appendStringInfo(json, ".%02d\"", (int) (cents % 100));
+}
+
+/*
+ * Times, as to_json() writes them: ISO 8601, whatever DateStyle is; in UTC,
+ * whatever TimeZone is.
  */
 static void
 append_time(StringInfo json, Datum value, Oid type)
 {
 	char time[MAXDATELEN + 1];
+	int utc = 0;
 
-	JsonEncodeDateTime(time, value, type, NULL);
+	JsonEncodeDateTime(time, value, type, &utc);
 	appendStringInfoCharMacro(json, '"');
 	appendStringInfoString(json, time);
 	appendStringInfoCharMacro(json, '"');
@@ -443,10 +628,12 @@ append_row(Datum value, StringInfo json, Size most)
 
 /* As text, like all ranges. */
 static bool
-append_multirange(Oid type, Datum value, StringInfo json, Size most)
+append_multirange(const ColumnWriter *writer, Datum value, StringInfo json,
+				  Size most)
 {
 	MultirangeType *multirange = DatumGetMultirangeTypeP(value);
-	TypeCacheEntry *cache = lookup_type_cache(type, TYPECACHE_MULTIRANGE_INFO);
+	TypeCacheEntry *cache =
+		lookup_type_cache(writer->type, TYPECACHE_MULTIRANGE_INFO);
 	TypeCacheEntry *range_cache = cache->rngtype;
 	StringInfoData text;
 	RangeType **ranges;
@@ -454,6 +641,7 @@ append_multirange(Oid type, Datum value, StringInfo json, Size most)
 	Oid output_function;
 	bool varlena;
 	int32 count;
+	int level;
 
 	if ((Size) json->len + (Size) multirange->rangeCount > most)
 		return false;
@@ -461,6 +649,7 @@ append_multirange(Oid type, Datum value, StringInfo json, Size most)
 	fmgr_info(output_function, &output);
 	multirange_deserialize(range_cache, multirange, &count, &ranges);
 	initStringInfo(&text);
+	level = settings_begin(writer->settings);
 	appendStringInfoCharMacro(&text, '{');
 	for (int32 index = 0; index < count; index++)
 	{
@@ -473,8 +662,11 @@ append_multirange(Oid type, Datum value, StringInfo json, Size most)
 		appendStringInfoString(&text, range);
 		pfree(range);
 		if ((Size) json->len + (Size) text.len > most)
-			return false;
+			break;
 	}
+	settings_end(level);
+	if ((Size) json->len + (Size) text.len > most)
+		return false;
 	appendStringInfoCharMacro(&text, '}');
 	return json_append_bounded_string(
 		json, text_to_utf8(text.data, (size_t) text.len), most);
@@ -530,8 +722,10 @@ least_length(const ColumnWriter *writer, Datum value)
 static bool
 append_other(ColumnWriter *writer, Datum value, StringInfo json, Size most)
 {
+	int level = settings_begin(writer->settings);
 	Datum result = FunctionCall1(&writer->to_json, value);
 
+	settings_end(level);
 	return json_append_text(json, text_datum_to_utf8(DatumGetTextPP(result)),
 							most);
 }
@@ -588,6 +782,9 @@ column_write(ColumnWriter *writer, Datum value, StringInfo json, Size most)
 		case COLUMN_TIMESTAMPTZ:
 			append_time(json, value, TIMESTAMPTZOID);
 			break;
+		case COLUMN_MONEY:
+			append_money(json, DatumGetCash(value));
+			break;
 		case COLUMN_JSON:
 			return json_append_text(
 				json, text_datum_to_utf8(DatumGetTextPP(value)), most);
@@ -600,7 +797,7 @@ column_write(ColumnWriter *writer, Datum value, StringInfo json, Size most)
 			check_stack_depth();
 			return append_row(value, json, most);
 		case COLUMN_MULTIRANGE:
-			return append_multirange(writer->type, value, json, most);
+			return append_multirange(writer, value, json, most);
 		case COLUMN_OTHER:
 			return append_other(writer, value, json, most);
 	}

@@ -2,10 +2,10 @@
  * row_json.h
  *		Columns of a row as JSON text.
  *
- * The text is what to_json() would give, with two differences: it is in UTF-8,
- * and floating-point numbers are written with as many digits as they need,
- * whatever the session's settings are.  It is not made longer than is allowed:
- * few bytes of numbers can stand for GBs of digits.
+ * The text is what to_json() gives in UTF-8 under the server's own defaults and
+ * in UTC, whatever the session's settings are: the same value has the same
+ *text, whoever writes it.  It is not made longer than is allowed: few bytes of
+ * numbers can stand for GBs of digits.
  *
  * Casts to json and output functions may be the user's: what is written here
  * is written before anything is looked up that these could change.
@@ -36,6 +36,7 @@ typedef enum ColumnKind
 	COLUMN_DATE,
 	COLUMN_TIMESTAMP,
 	COLUMN_TIMESTAMPTZ,
+	COLUMN_MONEY,
 	COLUMN_JSON,
 	COLUMN_JSONB,
 	COLUMN_ARRAY,
@@ -51,6 +52,7 @@ typedef struct ColumnWriter
 	Oid type; /* the base type */
 	struct ColumnWriter *element; /* COLUMN_ARRAY */
 	FmgrInfo to_json; /* COLUMN_OTHER */
+	uint32 settings; /* that its text depends on: COLUMN_OTHER, _MULTIRANGE */
 } ColumnWriter;
 
 /* Characters of a uuid's canonical text. */

@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
@@ -33,6 +34,7 @@
 #include "sql/recording.h"
 #include "sql/row_json.h"
 #include "sql/text.h"
+#include "sql/trigger.h"
 #include "sql/units.h"
 #include "subtransaction.h"
 
@@ -52,7 +54,7 @@ typedef struct TrackUnit
 
 typedef struct TrackProperty
 {
-	AttrNumber column;
+	AttrNumber column; /* 0: prefix is all of it */
 	ColumnWriter writer;
 	EngineText prefix; /* all that precedes the value: {"name": or ,"name": */
 } TrackProperty;
@@ -94,11 +96,12 @@ typedef struct TrackedRow
 	bool named; /* the error names trigger and table itself */
 } TrackedRow;
 
-/* A member of an argument: name=column, or a column alone. */
+/* A member of an argument: name=column, name='text', or a column alone. */
 typedef struct NamePair
 {
 	EngineText name;
-	char *column;
+	char *column; /* NULL: a text */
+	char *constant;
 } NamePair;
 
 static HTAB *maps = NULL;
@@ -182,9 +185,10 @@ report_malformed(TrackedRow *row, const char *argument, const char *at)
 					argument, trigger_name(row), table_name(row)),
 			 *at == '\0' ? errdetail("A name is missing at its end.")
 						 : errdetail("It cannot be read from \"%s\" on.", at),
-			 errhint("Write \"column\" or \"name=column\", separated by "
-					 "commas.  A name with other characters than letters, "
-					 "digits, \"_\" and \"$\" needs double quotes.")));
+			 errhint("Write \"column\" or \"name=column\", for properties "
+					 "also \"name='text'\", separated by commas.  A name with "
+					 "other characters than letters, digits, \"_\" and \"$\" "
+					 "needs double quotes.")));
 }
 
 static const char *
@@ -261,16 +265,41 @@ name_to_utf8(TrackedRow *row, const char *name)
 	return utf8;
 }
 
-/* The NamePairs of an argument, in the current memory context. */
+/* A text in single quotes, of which two in it are one. */
+static char *
+parse_constant(TrackedRow *row, const char *argument, const char **at)
+{
+	const char *start = *at;
+	const char *end;
+	char *text = palloc(strlen(start));
+	char *to = text;
+
+	for (end = start + 1; *end != '\'' || end[1] == '\''; end++)
+	{
+		if (*end == '\0')
+			report_malformed(row, argument, start);
+		*to++ = *end;
+		if (*end == '\'')
+			end++;
+	}
+	*to = '\0';
+	*at = end + 1;
+	return text;
+}
+
+/*
+ * The NamePairs of an argument, in the current memory context; texts only where
+ * they make sense.
+ */
 static List *
-parse_pairs(TrackedRow *row, const char *argument)
+parse_pairs(TrackedRow *row, const char *argument, bool texts)
 {
 	const char *at = skip_blanks(argument);
 	List *pairs = NIL;
 
 	while (*at != '\0')
 	{
-		NamePair *pair = palloc(sizeof(NamePair));
+		NamePair *pair = palloc0(sizeof(NamePair));
 		char *name = parse_name(row, argument, &at);
 		ListCell *cell;
 
@@ -279,11 +308,19 @@ parse_pairs(TrackedRow *row, const char *argument)
 		if (*at == '=')
 		{
 			at = skip_blanks(at + 1);
-			pair->column = parse_name(row, argument, &at);
+			if (*at == '\'' && texts)
+			{
+				pair->column = NULL;
+				pair->constant = parse_constant(row, argument, &at);
+			}
+			else
+				pair->column = parse_name(row, argument, &at);
 			at = skip_blanks(at);
 		}
 		/* the same column has this name in SQL */
-		truncate_identifier(pair->column, (int) strlen(pair->column), false);
+		if (pair->column != NULL)
+			truncate_identifier(pair->column, (int) strlen(pair->column),
+								false);
 		pair->name = name_to_utf8(row, name);
 
 		foreach (cell, pairs)
@@ -357,9 +394,10 @@ column_type(const TrackedRow *row, AttrNumber column)
 		->atttypid;
 }
 
+/* hint: what may help, or NULL. */
 static void
 report_wrong_type(TrackedRow *row, AttrNumber column, const char *use,
-				  const char *types)
+				  const char *types, const char *hint)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_DATATYPE_MISMATCH), errnamed_column(row, column),
@@ -368,13 +406,29 @@ report_wrong_type(TrackedRow *row, AttrNumber column, const char *use,
 					trigger_name(row), column_name(row, column),
 					table_name(row), use),
 			 errdetail("It is of type %s, and must be of type %s.",
-					   format_type_be(column_type(row, column)), types)));
+					   format_type_be(column_type(row, column)), types),
+			 hint ? errhint("%s", hint) : 0));
+}
+
+/* A time without a zone is no moment: only the user knows which one it is. */
+static char *
+timestamp_hint(const TrackedRow *row, AttrNumber column)
+{
+	const char *name = quote_identifier(column_name(row, column));
+
+	if (getBaseType(column_type(row, column)) != TIMESTAMPOID)
+		return NULL;
+	return psprintf(_("Make it timestamptz, with ALTER COLUMN %s TYPE "
+					  "timestamptz USING %s AT TIME ZONE 'UTC', or whatever "
+					  "zone its times are of; or name a column GENERATED "
+					  "ALWAYS AS (%s AT TIME ZONE 'UTC') STORED."),
+					name, name, name);
 }
 
 static void
 map_units(TrackedRow *row, TrackMap *map, const char *argument)
 {
-	List *pairs = parse_pairs(row, argument);
+	List *pairs = parse_pairs(row, argument, false);
 	ListCell *cell;
 
 	if (pairs == NIL || list_length(pairs) > ENCODING_MAX_UNITS)
@@ -397,15 +451,17 @@ map_units(TrackedRow *row, TrackMap *map, const char *argument)
 		unit->column = find_column(row, map, pair->column);
 		unit->kind = column_kind(column_type(row, unit->column));
 		if (!unit_type_allowed(column_type(row, unit->column)))
-			report_wrong_type(row, unit->column, "a unit", UNIT_TYPES_ALLOWED);
+			report_wrong_type(row, unit->column, "a unit", UNIT_TYPES_ALLOWED,
+							  NULL);
 		text_cast_init(&unit->cast, column_type(row, unit->column),
 					   map->context);
 	}
 }
 
-/* The next property: its name in UTF-8, and its column. */
+/* The next property: its name in UTF-8, and its column or its text. */
 static void
-map_property(TrackedRow *row, TrackMap *map, EngineText name, AttrNumber column)
+map_property(TrackedRow *row, TrackMap *map, EngineText name, AttrNumber column,
+			 const char *constant)
 {
 	TrackProperty *property = &map->properties[map->nproperties];
 	StringInfoData prefix;
@@ -414,11 +470,14 @@ map_property(TrackedRow *row, TrackMap *map, EngineText name, AttrNumber column)
 	appendStringInfoChar(&prefix, map->nproperties == 0 ? '{' : ',');
 	json_append_string(&prefix, name);
 	appendStringInfoChar(&prefix, ':');
+	if (constant != NULL)
+		json_append_string(&prefix, text_to_utf8(constant, strlen(constant)));
+	else
+		column_writer_init(&property->writer, column_type(row, column),
+						   map->context);
 	property->prefix.data = prefix.data;
 	property->prefix.length = prefix.len;
 	property->column = column;
-	column_writer_init(&property->writer, column_type(row, column),
-					   map->context);
 	map->nproperties++;
 }
 
@@ -436,7 +495,7 @@ map_all_properties(TrackedRow *row, TrackMap *map)
 			continue;
 		map_property(row, map,
 					 name_to_utf8(row, pstrdup(NameStr(column->attname))),
-					 (AttrNumber) (index + 1));
+					 (AttrNumber) (index + 1), NULL);
 		map->ncolumns = Max(map->ncolumns, index + 1);
 	}
 }
@@ -453,7 +512,7 @@ map_properties(TrackedRow *row, TrackMap *map, const char *argument)
 		map_all_properties(row, map);
 		return;
 	}
-	pairs = parse_pairs(row, argument);
+	pairs = parse_pairs(row, argument, true);
 	if (pairs == NIL)
 		return;
 	map->properties = palloc(list_length(pairs) * sizeof(TrackProperty));
@@ -461,7 +520,9 @@ map_properties(TrackedRow *row, TrackMap *map, const char *argument)
 	{
 		const NamePair *pair = lfirst(cell);
 
-		map_property(row, map, pair->name, find_column(row, map, pair->column));
+		map_property(row, map, pair->name,
+					 pair->column ? find_column(row, map, pair->column) : 0,
+					 pair->constant);
 	}
 }
 
@@ -481,8 +542,9 @@ map_option(TrackedRow *row, TrackMap *map, const NamePair *pair,
 						name, trigger_name(row), table_name(row))));
 	*column = find_column(row, map, pair->column);
 	if (getBaseType(column_type(row, *column)) != type)
-		report_wrong_type(row, *column, psprintf("\"%s\"", name),
-						  format_type_be(type));
+		report_wrong_type(
+			row, *column, psprintf("\"%s\"", name), format_type_be(type),
+			type == TIMESTAMPTZOID ? timestamp_hint(row, *column) : NULL);
 	return true;
 }
 
@@ -491,7 +553,7 @@ map_options(TrackedRow *row, TrackMap *map, const char *argument)
 {
 	ListCell *cell;
 
-	foreach (cell, parse_pairs(row, argument))
+	foreach (cell, parse_pairs(row, argument, false))
 	{
 		const NamePair *pair = lfirst(cell);
 
@@ -642,23 +704,28 @@ find_map(TrackedRow *row)
  */
 
 static void
+report_wrong_timing(TrackedRow *row, const char *timing, bool each_row)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED), errnamed(row),
+			 errmsg("trigger \"%s\" on table \"%s\" must be AFTER INSERT, "
+					"UPDATE or DELETE and FOR EACH ROW",
+					trigger_name(row), table_name(row)),
+			 errdetail("It is %s and %s.", timing,
+					   each_row ? "FOR EACH ROW" : "FOR EACH STATEMENT")));
+}
+
+static void
 check_timing(TrackedRow *row)
 {
 	TriggerEvent event = row->data->tg_event;
 
 	if (unlikely(!TRIGGER_FIRED_AFTER(event) || !TRIGGER_FIRED_FOR_ROW(event)))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED), errnamed(row),
-			 errmsg("trigger \"%s\" on table \"%s\" must be AFTER INSERT, "
-					"UPDATE or DELETE and FOR EACH ROW",
-					trigger_name(row), table_name(row)),
-			 errdetail("It is %s and %s.",
-					   TRIGGER_FIRED_BEFORE(event)  ? "BEFORE"
-					   : TRIGGER_FIRED_AFTER(event) ? "AFTER"
-													: "INSTEAD OF",
-					   TRIGGER_FIRED_FOR_ROW(event) ? "FOR EACH ROW"
-													: "FOR EACH STATEMENT")));
+		report_wrong_timing(row,
+							TRIGGER_FIRED_BEFORE(event)  ? "BEFORE"
+							: TRIGGER_FIRED_AFTER(event) ? "AFTER"
+														 : "INSTEAD OF",
+							TRIGGER_FIRED_FOR_ROW(event));
 }
 
 static void
@@ -761,6 +828,13 @@ write_properties(TrackedRow *row, TrackMap *map, const TupleTableSlot *slot,
 
 		appendBinaryStringInfo(&json, property->prefix.data,
 							   (int) property->prefix.length);
+		if (property->column == 0)
+		{
+			/* texts of the trigger's are bounded as a column's is */
+			if ((Size) json.len > recording_most_json())
+				return false;
+			continue;
+		}
 		if (slot->tts_isnull[at])
 		{
 			appendBinaryStringInfo(&json, "null", 4);
@@ -920,6 +994,56 @@ track_row_or_warn(TrackedRow *row)
 		FreeErrorData(error);
 	}
 	PG_END_TRY();
+}
+
+/*
+ * Triggers that are not firing
+ */
+
+/* All that can be told of a trigger without a row. */
+static void
+check_definition(TrackedRow *row)
+{
+	int16 type = row->data->tg_trigger->tgtype;
+
+	if (!TRIGGER_FOR_AFTER(type) || !TRIGGER_FOR_ROW(type))
+		report_wrong_timing(row,
+							TRIGGER_FOR_BEFORE(type)  ? "BEFORE"
+							: TRIGGER_FOR_AFTER(type) ? "AFTER"
+													  : "INSTEAD OF",
+							TRIGGER_FOR_ROW(type));
+	MemoryContextDelete(make_map(row)->context);
+}
+
+ErrorData *
+trigger_problem(Relation relation, Trigger *trigger)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	TriggerData data = {.tg_relation = relation, .tg_trigger = trigger};
+	TrackedRow row = {.data = &data};
+	ErrorContextCallback callback = {error_context_stack, error_callback, &row};
+	ErrorData *volatile problem = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(caller);
+	PG_TRY();
+	{
+		error_context_stack = &callback;
+		check_definition(&row);
+		error_context_stack = callback.previous;
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(caller);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		problem = subtransaction_undo(caller, owner);
+		if (error_ends_transaction(problem))
+			ReThrowError(problem);
+	}
+	PG_END_TRY();
+	return problem;
 }
 
 PG_FUNCTION_INFO_V1(absmartly_track_trigger);

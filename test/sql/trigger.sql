@@ -87,13 +87,16 @@ INSERT INTO everything VALUES
 INSERT INTO everything (u, c_float4, c_float8, c_numeric) VALUES ('00000000-0000-0000-0000-000000000001', '1e20', 1e-7, '1e-20');
 SELECT units = jsonb_build_object('u', absmartly_hash_unit(properties::json ->> 'u')) AS hashed, properties
 FROM goals WHERE goal = 'everything' ORDER BY properties;
--- the same as to_json(), but for the blanks of jsonb
+-- the same as to_json() in UTC, but for the blanks of jsonb
 RESET extra_float_digits;
+SET TimeZone = 'UTC';
+SET IntervalStyle = postgres;
 SELECT key, tracked.value::text AS tracked, expected.value::text AS expected
 FROM goals JOIN everything ON u::text = properties::json ->> 'u', json_each(properties::json) AS tracked JOIN json_each(to_json(everything)) AS expected USING (key)
 WHERE goal = 'everything' AND tracked.value::text IS DISTINCT FROM expected.value::text;
 RESET DateStyle;
 RESET TimeZone;
+RESET IntervalStyle;
 
 -- units of every type they may be of
 CREATE DOMAIN uid AS varchar(700);
@@ -129,16 +132,16 @@ DECLARE
 	detail text;
 	hint text;
 BEGIN
-	EXECUTE format('CREATE TRIGGER tried AFTER INSERT ON arguments FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger(%s)',
-		(SELECT string_agg(quote_literal(a), ', ' ORDER BY n) FROM unnest(arguments) WITH ORDINALITY AS u (a, n)));
 	BEGIN
+		EXECUTE format('CREATE TRIGGER tried AFTER INSERT ON arguments FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger(%s)',
+			(SELECT string_agg(quote_literal(a), ', ' ORDER BY n) FROM unnest(arguments) WITH ORDINALITY AS u (a, n)));
 		INSERT INTO arguments VALUES (1, 1);
 		RAISE WARNING 'no error';
+		DROP TRIGGER tried ON arguments;
 	EXCEPTION WHEN OTHERS THEN
 		GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
 		RAISE WARNING '% %', SQLSTATE, SQLERRM USING DETAIL = detail, HINT = hint;
 	END;
-	DROP TRIGGER tried ON arguments;
 END $$;
 \set VERBOSITY terse
 CALL try_arguments('goal');
@@ -180,9 +183,99 @@ CALL try_arguments('goal', 'user_id', '', '');
 CALL try_arguments('goal', 'user_id', ' * ');
 SELECT count(*) FROM goals WHERE goal = 'goal';
 
+-- texts among the properties, of the trigger's own
+\set VERBOSITY terse
+CALL try_arguments('constants', 'user_id', 'source=''web'', "it''s" = ''it''''s "x", ü'',user_id,empty='''',last=''x''');
+CALL try_arguments('constants', 'user_id', 'source=''only''');
+CALL try_arguments('constants', 'user_id', 'source=''web');
+CALL try_arguments('constants', 'user_id', 'source=''web''x');
+CALL try_arguments('constants', 'user_id', '''web''');
+CALL try_arguments('constants', 'user_id=''1''');
+CALL try_arguments('constants', 'user_id', '', 'achieved_at=''now''');
+\set VERBOSITY default
+SELECT properties FROM goals WHERE goal = 'constants' ORDER BY properties;
+
+-- computed properties: a generated column
+CREATE TABLE computed (user_id int, amount numeric, vat numeric, gross numeric GENERATED ALWAYS AS (amount + vat) STORED,
+	paid timestamp, paid_at timestamptz GENERATED ALWAYS AS (paid AT TIME ZONE 'Europe/Berlin') STORED);
+CREATE TRIGGER computed AFTER INSERT ON computed FOR EACH ROW
+	EXECUTE FUNCTION absmartly_track_trigger('computed', 'user_id', 'gross,currency=''EUR''', 'achieved_at=paid_at');
+INSERT INTO computed VALUES (1, 100, 19, DEFAULT, '2024-07-01 12:00');
+SELECT properties, event_time AT TIME ZONE 'UTC' AS achieved_at FROM goals WHERE goal = 'computed';
+
 --
--- Wrong timing
+-- What cannot work is refused when it is made
 --
+CREATE TABLE made (id int, user_id int, amount numeric, at timestamp, other int);
+CREATE TRIGGER wrong AFTER INSERT ON made FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user');
+CREATE TRIGGER wrong AFTER INSERT ON made FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'amount');
+CREATE TRIGGER wrong AFTER INSERT ON made FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', '', 'achieved_at=at');
+CREATE TRIGGER wrong AFTER INSERT ON made FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('', 'user_id');
+CREATE TRIGGER wrong BEFORE UPDATE ON made FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id');
+CREATE TRIGGER wrong AFTER INSERT ON made FOR EACH STATEMENT EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id');
+CREATE VIEW made_view AS SELECT * FROM made;
+CREATE TRIGGER wrong INSTEAD OF INSERT ON made_view FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id');
+CREATE SCHEMA made_schema CREATE TABLE made (user_id int)
+	CREATE TRIGGER wrong AFTER INSERT ON made FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user');
+SELECT count(*) FROM pg_trigger WHERE tgname = 'wrong';
+SELECT count(*) FROM absmartly_check_triggers();
+-- a change that takes from it what it needs is refused as well
+DROP VIEW made_view;
+CREATE TRIGGER made AFTER INSERT ON made FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', 'amount');
+ALTER TABLE made RENAME COLUMN amount TO total;
+\set VERBOSITY terse
+ALTER TABLE made RENAME COLUMN user_id TO customer_id;
+ALTER TABLE made DROP COLUMN amount;
+ALTER TABLE made DROP COLUMN amount CASCADE;
+ALTER TABLE made ALTER COLUMN user_id TYPE numeric;
+-- another one is not
+ALTER TABLE made ALTER COLUMN user_id TYPE bigint;
+ALTER TABLE made RENAME COLUMN id TO number;
+ALTER TABLE made DROP COLUMN other, ADD COLUMN another int;
+ALTER TABLE made RENAME TO made_anew;
+ALTER TABLE made_anew RENAME TO made;
+INSERT INTO made VALUES (1, 1, 1);
+-- nor while the trigger is disabled
+ALTER TABLE made DISABLE TRIGGER made;
+ALTER TABLE made RENAME COLUMN amount TO total;
+ALTER TABLE made ENABLE TRIGGER made;
+SELECT relation, trigger, enabled, problem FROM absmartly_check_triggers();
+CREATE OR REPLACE TRIGGER made AFTER INSERT ON made FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', 'amount=total');
+ALTER TABLE made ENABLE TRIGGER made;
+INSERT INTO made VALUES (2, 2, 2);
+SELECT properties FROM goals WHERE goal = 'made' ORDER BY properties;
+-- by way of parents, of types and of what they depend on
+CREATE TABLE family (user_id int, region text, amount int) PARTITION BY LIST (region);
+CREATE TABLE family_eu PARTITION OF family FOR VALUES IN ('eu');
+CREATE TRIGGER child AFTER INSERT ON family_eu FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', 'amount');
+ALTER TABLE family RENAME COLUMN amount TO total;
+CREATE TRIGGER wrong AFTER INSERT ON family FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', 'price');
+CREATE DOMAIN made_domain AS int;
+CREATE TABLE of_domain (user_id int, amount made_domain);
+CREATE TRIGGER made AFTER INSERT ON of_domain FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', 'amount');
+DROP DOMAIN made_domain CASCADE;
+CREATE TYPE made_type AS (user_id int, amount int);
+CREATE TABLE of_type OF made_type;
+CREATE TRIGGER made AFTER INSERT ON of_type FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', 'amount');
+ALTER TYPE made_type RENAME ATTRIBUTE amount TO total CASCADE;
+SELECT count(*) FROM absmartly_check_triggers();
+-- absmartly.trigger_errors = warning takes it with a warning
+SET absmartly.trigger_errors = warning;
+CREATE TRIGGER wrong AFTER INSERT ON made FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', 'cost');
+ALTER TABLE made RENAME COLUMN total TO amount;
+RESET absmartly.trigger_errors;
+-- what was wrong before is not another command's fault
+ALTER TABLE of_domain RENAME COLUMN user_id TO customer_id;
+ALTER TABLE of_domain ADD COLUMN other int;
+\set VERBOSITY default
+SELECT relation, trigger, enabled, sqlstate, problem, detail, hint FROM absmartly_check_triggers() ORDER BY trigger;
+DROP TABLE made CASCADE;
+SELECT count(*) FROM absmartly_check_triggers();
+
+--
+-- Wrong timing, where nothing has kept a trigger from being made: event triggers are off
+--
+ALTER EVENT TRIGGER absmartly_check_command DISABLE;
 CREATE TABLE timing (user_id int);
 CREATE TRIGGER wrong BEFORE INSERT OR UPDATE OR DELETE ON timing FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('timing', 'user_id');
 INSERT INTO timing VALUES (1);
@@ -266,6 +359,49 @@ DELETE FROM evolved WHERE user_id = 7;
 SELECT goal, properties FROM goals WHERE goal = 'removed';
 
 --
+-- The text of a value is the same whatever the session's settings are
+--
+ALTER EVENT TRIGGER absmartly_check_command ENABLE;
+CREATE TYPE money_range AS RANGE (SUBTYPE = money);
+CREATE TYPE float_range AS RANGE (SUBTYPE = float8);
+CREATE TYPE interval_range AS RANGE (SUBTYPE = interval);
+CREATE TYPE parts AS (t timestamptz, i interval, b bytea, m money);
+CREATE DOMAIN span AS interval;
+CREATE TABLE settled (user_id int, c_bytea bytea, c_interval interval, c_money money, c_date date, c_timestamp timestamp, c_timestamptz timestamptz,
+	c_timetz timetz, c_float float8, c_point point, c_circle circle, c_daterange daterange, c_tsrange tsrange, c_tstzrange tstzrange,
+	c_tstzmultirange tstzmultirange, c_money_range money_range, c_float_range float_range, c_interval_range interval_range,
+	c_intervals interval[], c_moneys money[], c_parts parts, c_many_parts parts[], c_span span, c_regclass regclass, c_regtype regtype,
+	c_ranges tstzrange[]);
+CREATE TRIGGER settled AFTER INSERT ON settled FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('settled', 'user_id', '*');
+CREATE TABLE to_settle (LIKE settled);
+INSERT INTO to_settle VALUES (1, '\x00ff', '1 day 02:03:00.5', 1234567.89::numeric::money, '2024-02-03', '2024-02-03 01:02:03.5', '2024-02-03 01:02:03.5+00',
+	'01:02+03', 0.1, '(0.1,0.2)', '<(0.1,0.2),0.3>', '[2024-02-03,2024-02-05)', '["2024-02-03 01:02:03","2024-02-05 00:00:00")',
+	'[2024-02-03 01:02:03+00,2024-02-05 00:00:00+00)', '{[2024-02-03 01:02:03+00,2024-02-05 00:00:00+00)}', money_range(1::money, 1000::money),
+	'[0.1,0.3)', interval_range('1 hour', '2 days'), '{1 day,2 hours}', ARRAY[(-5.05)::numeric::money, 0::money, '-92233720368547758.08'::money],
+	ROW ('2024-02-03 01:02:03.5+00', '1 day', '\x01', 1000::money), ARRAY[ROW ('2024-02-03 01:02:03.5+00', '1 day', '\x01', (-1000)::money)::parts],
+	'3 days', 'settled', 'parts', ARRAY['[2024-02-03 01:02:03+00,2024-02-05 00:00:00+00)'::tstzrange]);
+SET TimeZone = 'UTC';
+INSERT INTO settled TABLE to_settle;
+SET DateStyle = 'SQL, DMY';
+SET IntervalStyle = iso_8601;
+SET TimeZone = 'Asia/Tokyo';
+SET extra_float_digits = -5;
+SET bytea_output = escape;
+SET lc_monetary = 'POSIX';
+SET search_path = '';
+INSERT INTO trigger_test.settled TABLE trigger_test.to_settle;
+SHOW DateStyle;
+SHOW TimeZone;
+RESET DateStyle;
+RESET IntervalStyle;
+RESET TimeZone;
+RESET extra_float_digits;
+RESET bytea_output;
+RESET lc_monetary;
+SET search_path = trigger_test, public, absmartly_elsewhere;
+SELECT key, value FROM (SELECT DISTINCT properties FROM goals WHERE goal = 'settled') AS g, json_each(properties::json);
+
+--
 -- Partitions whose columns are in another order
 --
 CREATE TABLE parted (user_id int, amount int, region text) PARTITION BY LIST (region);
@@ -285,6 +421,16 @@ COPY parted FROM stdin;
 \.
 SELECT (SELECT id FROM generate_series(1, 6) AS id WHERE units = jsonb_build_object('user_id', absmartly_hash_unit(id::text))) AS user_id, properties
 FROM goals WHERE goal = 'parted' ORDER BY user_id, properties;
+
+-- a row that moves is new to its partition: a condition tells it from one that is new to the table
+CREATE TABLE moving (user_id int, state text, created_at timestamptz NOT NULL DEFAULT now()) PARTITION BY LIST (state);
+CREATE TABLE moving_open PARTITION OF moving FOR VALUES IN ('open');
+CREATE TABLE moving_paid PARTITION OF moving FOR VALUES IN ('paid');
+CREATE TRIGGER moving AFTER INSERT ON moving FOR EACH ROW WHEN (NEW.created_at >= now())
+	EXECUTE FUNCTION absmartly_track_trigger('moving', 'user_id', 'state');
+INSERT INTO moving (user_id, state) VALUES (1, 'open'), (2, 'paid');
+UPDATE moving SET state = 'paid' WHERE user_id = 1;
+SELECT properties FROM goals WHERE goal = 'moving' ORDER BY properties;
 
 --
 -- Errors and warnings
@@ -312,7 +458,9 @@ INSERT INTO fragile VALUES (E' \t', 1, NULL), ('u', 3, 'infinity');
 RESET absmartly.trigger_errors;
 INSERT INTO fragile VALUES (E' \t', 1);
 INSERT INTO fragile VALUES ('u', 3, 'infinity');
+SET absmartly.trigger_errors = warning;
 ALTER TABLE fragile RENAME COLUMN price TO cost;
+RESET absmartly.trigger_errors;
 INSERT INTO fragile VALUES ('u3', 6);
 ALTER TABLE fragile RENAME COLUMN cost TO price;
 \set VERBOSITY default
