@@ -839,6 +839,14 @@ REVOKE ALL ON absmartly_dead_letters FROM PUBLIC;
 -- Backfills
 --
 
+CREATE FUNCTION absmartly_property(value anyelement)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'absmartly_property'
+LANGUAGE C STABLE STRICT PARALLEL SAFE COST 10;
+
+COMMENT ON FUNCTION absmartly_property(anyelement) IS
+'a value as JSON, as a tracking trigger sends it: whatever the settings of the session are';
+
 -- The procedures commit, so that they are for CALL outside of transaction
 -- blocks only.  They run with the caller's rights, who reads the source and
 -- calls absmartly_track() or absmartly_treatment(); how far they have got is

@@ -105,6 +105,7 @@ typedef struct NamePair
 {
 	char *name;
 	char *column;
+	char *constant; /* NULL: the column; else this text */
 } NamePair;
 
 /*
@@ -182,16 +183,39 @@ parse_name(const Backfill *backfill, const char *argument, const char **at)
 	return name;
 }
 
-/* The NamePairs of an argument. */
+/* A text in single quotes, of which two in it are one. */
+static char *
+parse_constant(const Backfill *backfill, const char *argument, const char **at)
+{
+	const char *start = *at;
+	const char *end;
+	char *text = palloc(strlen(start));
+	char *to = text;
+
+	for (end = start + 1; *end != '\'' || end[1] == '\''; end++)
+	{
+		if (*end == '\0')
+			report_malformed(backfill, argument, start);
+		*to++ = *end;
+		if (*end == '\'')
+			end++;
+	}
+	*to = '\0';
+	*at = skip_blanks(end + 1);
+	return text;
+}
+
+/* The NamePairs of an argument; texts only where they make sense. */
 static List *
-parse_pairs(const Backfill *backfill, const char *argument, const char *value)
+parse_pairs(const Backfill *backfill, const char *argument, const char *value,
+			bool texts)
 {
 	const char *at = skip_blanks(value);
 	List *pairs = NIL;
 
 	while (*at != '\0')
 	{
-		NamePair *pair = palloc(sizeof(NamePair));
+		NamePair *pair = palloc0(sizeof(NamePair));
 		ListCell *cell;
 
 		pair->name = parse_name(backfill, argument, &at);
@@ -199,7 +223,10 @@ parse_pairs(const Backfill *backfill, const char *argument, const char *value)
 		if (*at == '=')
 		{
 			at = skip_blanks(at + 1);
-			pair->column = parse_name(backfill, argument, &at);
+			if (*at == '\'' && texts)
+				pair->constant = parse_constant(backfill, argument, &at);
+			else
+				pair->column = parse_name(backfill, argument, &at);
 		}
 
 		foreach (cell, pairs)
@@ -294,8 +321,38 @@ append_column(StringInfo query, const Form_pg_attribute column)
 }
 
 /*
+ * Appends a column as a property.  Only some types have the same text as JSON
+ * whatever the session's settings are.
+ */
+static void
+append_property(StringInfo query, const Backfill *backfill,
+				const Form_pg_attribute column)
+{
+	switch (column_kind(column->atttypid))
+	{
+		case COLUMN_BOOL:
+		case COLUMN_INT2:
+		case COLUMN_INT4:
+		case COLUMN_INT8:
+		case COLUMN_NUMERIC:
+		case COLUMN_TEXT:
+		case COLUMN_UUID:
+		case COLUMN_JSON:
+		case COLUMN_JSONB:
+			append_column(query, column);
+			break;
+		default:
+			appendStringInfo(query, "%s.absmartly_property(",
+							 quote_identifier(backfill->extension_schema));
+			append_column(query, column);
+			appendStringInfoChar(query, ')');
+			break;
+	}
+}
+
+/*
  * Appends an object of many members, as a concatenation of small ones.  Values
- * are columns, which are made texts if so wanted.
+ * are columns, which are made texts if so wanted, or texts.
  */
 static void
 append_object(StringInfo query, const Backfill *backfill, Relation relation,
@@ -307,6 +364,7 @@ append_object(StringInfo query, const Backfill *backfill, Relation relation,
 	foreach (cell, pairs)
 	{
 		const NamePair *pair = lfirst(cell);
+		Form_pg_attribute column;
 
 		if (count % OBJECT_MEMBERS != 0)
 			appendStringInfoString(query, ", ");
@@ -315,11 +373,21 @@ append_object(StringInfo query, const Backfill *backfill, Relation relation,
 							 count > 0 ? ") OPERATOR(pg_catalog.||) " : "");
 		appendStringInfo(query, "%s::pg_catalog.text, ",
 						 quote_literal_cstr(pair->name));
-		append_column(query,
-					  find_column(backfill, relation, argument, pair->column));
-		if (as_text)
-			appendStringInfoString(query, "::pg_catalog.text");
 		count++;
+		if (pair->constant != NULL)
+		{
+			appendStringInfo(query, "%s::pg_catalog.text",
+							 quote_literal_cstr(pair->constant));
+			continue;
+		}
+		column = find_column(backfill, relation, argument, pair->column);
+		if (as_text)
+		{
+			append_column(query, column);
+			appendStringInfoString(query, "::pg_catalog.text");
+		}
+		else
+			append_property(query, backfill, column);
 	}
 	appendStringInfoChar(query, ')');
 }
@@ -328,7 +396,7 @@ append_object(StringInfo query, const Backfill *backfill, Relation relation,
 static void
 append_units(StringInfo query, const Backfill *backfill, Relation relation)
 {
-	List *pairs = parse_pairs(backfill, "units", backfill->units);
+	List *pairs = parse_pairs(backfill, "units", backfill->units, false);
 	const char *separator = "";
 	ListCell *cell;
 
@@ -370,10 +438,11 @@ append_properties(StringInfo query, const Backfill *backfill, Relation relation)
 
 	if (*at == '*' && *skip_blanks(at + 1) == '\0')
 	{
-		appendStringInfoString(query, "pg_catalog.to_jsonb(" ROW ".*)");
+		appendStringInfo(query, "%s.absmartly_property(" ROW ".*)",
+						 quote_identifier(backfill->extension_schema));
 		return;
 	}
-	pairs = parse_pairs(backfill, "properties", at);
+	pairs = parse_pairs(backfill, "properties", at, true);
 	if (pairs == NIL)
 		appendStringInfoString(query, "NULL::pg_catalog.jsonb");
 	else
@@ -672,7 +741,7 @@ prepare(Backfill *backfill)
 						   MAX_TEXT, strlen(backfill->name)),
 				 errhint("Give a name, as in name => 'payments'.")));
 
-	foreach (cell, parse_pairs(backfill, "units", backfill->units))
+	foreach (cell, parse_pairs(backfill, "units", backfill->units, false))
 		backfill->unit_types =
 			lappend(backfill->unit_types, ((NamePair *) lfirst(cell))->name);
 

@@ -324,6 +324,24 @@ SELECT absmartly_discard();
 RESET ROLE;
 SELECT name, role, state, rows FROM absmartly_backfills WHERE role <> current_user;
 
+-- properties: texts, and values that have the text that a trigger gives them, whatever the settings are
+CREATE TABLE backfill_values (id int PRIMARY KEY, span interval, bytes bytea, at timestamptz, price money, during tstzrange);
+INSERT INTO backfill_values VALUES (1, '1 day 2:00', '\x00ff', '2024-01-01 00:00+00', 5::money, '[2024-01-01 00:00+00,2024-01-02 00:00+00)');
+SET IntervalStyle = iso_8601;
+SET bytea_output = escape;
+SET TimeZone = 'Asia/Tokyo';
+SET DateStyle = German;
+CALL absmartly_backfill_goals('backfill_values', 'id', 'backfill all values', 'id', '*');
+CALL absmartly_backfill_goals('backfill_values', 'id', 'backfill values', 'id', 'span, during, source=''it''''s a text''');
+CALL absmartly_backfill_goals('backfill_values', 'id', 'backfill values', 'id=''1''', name => 'wrong');
+CALL absmartly_backfill_goals('backfill_values', 'id', 'backfill values', 'id', 'span=''1', name => 'wrong');
+RESET IntervalStyle;
+RESET bytea_output;
+RESET TimeZone;
+RESET DateStyle;
+SELECT properties FROM backfill_events WHERE goal LIKE 'backfill %values' ORDER BY goal;
+SELECT absmartly_property(interval '1 day 1 hour'), absmartly_property(NULL::bytea) AS none, absmartly_property(ARRAY[1.50, NULL]);
+
 -- parked events
 SELECT absmartly_requeue() AS requeued, absmartly_requeue(1) AS one, absmartly_discard(0) AS none;
 BEGIN READ ONLY;
