@@ -23,7 +23,7 @@ use constant {
     MAX_FAULTS       => 10_000,
 };
 
-has 'store';
+has [qw(store journal)];
 has page => '';
 
 my $OPERATION = qr{\A(.*?)/(context/batch|context|experiment|healthy)/?\z}s;
@@ -126,9 +126,11 @@ sub _api {
             uncounted => $space ? 0 : 1,
         }
     );
+    my $journal = $c->app->journal;
+    my $end     = sub { $store->end_record($record, @_) && $journal && $journal->end_of_request($record) };
     $tx->on(
         finish => sub {
-            $store->end_record($record, 'aborted', undef);
+            $end->('aborted', undef);
             $c->app->log->info(join ' ', map { $_ // '-' } @$record{qw(n method path state status)});
         }
     );
@@ -148,9 +150,10 @@ sub _api {
         $record->{events}   = $publish->{result}{events};
         $record->{accepted} = $accepted ? 1 : 0;
         $store->count_events($space, $publish->{result}, $accepted);
+        $journal->request($record, $publish->{requests}) if $journal;
     }
 
-    send_reply($c, $reply, $fault, sub { $store->end_record($record, @_) }, sub { $record->{state} eq 'pending' });
+    send_reply($c, $reply, $fault, $end, sub { $record->{state} eq 'pending' });
 }
 
 # What a collector without faults answers, and for publish requests what was published.

@@ -155,10 +155,10 @@ sub add_record {
     return $record;
 }
 
-# Ends a pending record: state is answered or aborted.
+# Ends a pending record: state is answered or aborted. False if it has ended before.
 sub end_record {
     my ($self, $record, $state, $status) = @_;
-    return if $record->{state} ne 'pending';
+    return 0 if $record->{state} ne 'pending';
 
     my $space = $self->{spaces}{$record->{space}};
     $self->_count($space, $record, -1) if $space;
@@ -166,6 +166,7 @@ sub end_record {
     $record->{status}   = $status;
     $record->{duration} = Time::HiRes::time() - $record->{time};
     $self->_count($space, $record, 1) if $space;
+    return 1;
 }
 
 # Adds the events of a validated request to the counters.
