@@ -7,6 +7,7 @@
 #	make installcheck	those regression tests that need no preloading, on a running server
 #	make check		everything: set-up, build, install, all tests, on private servers
 #	make check-hardened	the same and more on a PostgreSQL that finds faults, which it builds (PARTS="assert sanitize ...")
+#	make check-accounting	only the accounting of goals under kills and faults, of a million (ABSMARTLY_ACCOUNTING=N, ABSMARTLY_KILLS=N)
 #	make lint, make format	static checks; the sources' layout
 #	make demo, demo-stop	a private server with everything on it; its end
 #	make collector		the development collector alone
@@ -23,7 +24,7 @@ VERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" absmartly.control)
 PG_CONFIG ?= pg_config
 PKG_CONFIG ?= pkg-config
 
-PROJECT_GOALS = check check-hardened lint format demo demo-stop collector engine-test engine-programs fuzz-test fuzz-programs conformance \
+PROJECT_GOALS = check check-hardened check-accounting lint format demo demo-stop collector engine-test engine-programs fuzz-test fuzz-programs conformance \
 	conformance-server bench dist version
 
 ifneq (,$(filter $(PROJECT_GOALS),$(MAKECMDGOALS)))
@@ -46,6 +47,9 @@ check:
 
 check-hardened:
 	@tools/check-hardened
+
+check-accounting:
+	@ABSMARTLY_ACCOUNTING=$${ABSMARTLY_ACCOUNTING:-1000000} CHECK_TESTS=049_accounting CHECK_SLOWNESS=4 tools/check build tap
 
 lint:
 	@tools/lint
