@@ -4,7 +4,8 @@
 # Clients run transactions of all kinds. A goal carries an id of its transaction and its place in that ("12:3"), with a mark
 # if it is undone by a savepoint; whether the transaction has committed says a row of the table witness, which it inserts as
 # well. Clients keep a log of what was acknowledged to them; where a commit's outcome is unknown to them, the row decides.
-# Every hundredth goal has a name that the collector always refuses, and says so, or does not say which event it means.
+# Every hundredth goal has a name that the collector always refuses, and says which events it means, names only the first of
+# them, or does not say.
 #
 # Meanwhile servers are killed in all ways, and a synchronous standby becomes the primary; workers are ended, the endpoint
 # changes, the outbox's heaps are rewritten, and the collector fails in each of its ways. What has arrived is in the
@@ -81,7 +82,9 @@ my $collector = start_collector(
 	data    => experiments(experiment('exp')),
 	options => [
 		'--keep', 1000, '--journal', $journal,
-		map { ('--fault', "$_={\"reject_goal\":\"guilty\",\"times\":-1}", '--fault', "$_={\"reject_goal\":\"unsaid\",\"with_index\":false,\"status\":422,\"times\":-1}") } @SPACES
+		map { ('--fault', $_) } '/v1={"reject_goal":"guilty","times":-1}',
+		'/second/v1={"reject_goal":"guilty","most_errors":1,"times":-1}',
+		map { "$_={\"reject_goal\":\"unsaid\",\"with_index\":false,\"status\":422,\"times\":-1}" } @SPACES
 	]);
 
 my $servers = 1;
