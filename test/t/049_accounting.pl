@@ -194,19 +194,28 @@ sub add_standby
 	push @all_nodes, $standby;
 	$standby->start;
 	return await(sub { look_up('SELECT count(*) FROM pg_stat_replication') eq '1' })
-		&& await(sub { $primary->psql('postgres', "ALTER SYSTEM SET synchronous_standby_names = '*'") == 0 })
+		&& await(sub { done("ALTER SYSTEM SET synchronous_standby_names = '*'") })
 		&& await(sub { look_up('SELECT pg_reload_conf()') })
 		&& await(sub { look_up(q{SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'}) eq '1' });
 }
 
-# The answer of the primary; empty while it is away.
-sub look_up
+# Whether the primary has done something, and what it answers; it may be away, also before it has heard all.
+sub run_on_primary
 {
 	my ($query) = @_;
-	my ($status, $output) = $primary->psql('postgres', $query);
+	my ($status, $output) = eval { $primary->psql('postgres', $query) };
 
-	return $status == 0 ? $output : '';
+	return (defined $status && $status == 0, $output // '');
 }
+
+sub look_up
+{
+	my ($done, $output) = run_on_primary($_[0]);
+
+	return $done ? $output : '';
+}
+
+sub done { return (run_on_primary($_[0]))[0] }
 
 # ---------------------------------------------------------------------------
 # Clients
@@ -215,6 +224,7 @@ sub look_up
 my ($session, $session_input, $session_output);    # psql, while there is a connection
 my $context;                                          # the session's: its number, and transactions left to it
 my ($log, $next, $number);
+my $main = $$;
 
 sub disconnect
 {
@@ -247,6 +257,7 @@ sub connect_to_primary
 {
 	until ($session)
 	{
+		POSIX::_exit(1) if getppid != $main;
 		$session = open2($session_output, $session_input, 'psql', '-XAt', '-d', slurp_file("$folder/primary"));
 		my ($output) = run_script(q{SELECT 'connected';});
 		sleep 0.1 if !$session;
@@ -443,6 +454,7 @@ sub client
 	open $log, '>>', "$folder/log.$number" or POSIX::_exit(1);
 	while ($kept < $GOALS / CLIENTS)
 	{
+		POSIX::_exit(1) if getppid != $main;
 		my $allowed = slurp_file("$folder/allowed") / CLIENTS;
 		if ($kept >= $allowed)
 		{
@@ -531,7 +543,7 @@ sub change_endpoint
 {
 	my $url = $collector->url($SPACES[ $space ^= 1 ]);
 
-	return await(sub { $primary->psql('postgres', "ALTER DATABASE postgres SET absmartly.endpoint = '$url'") == 0 });
+	return await(sub { done("ALTER DATABASE postgres SET absmartly.endpoint = '$url'") });
 }
 
 my %kill = (
@@ -731,8 +743,8 @@ for my $name (split /\n/, look_up('SELECT gid FROM pg_prepared_xacts'))
 	look_up((rand() < 0.5 ? 'COMMIT' : 'ROLLBACK') . " PREPARED '$name'");
 }
 is(look_up('SELECT count(*) FROM pg_prepared_xacts'), '0', 'nothing is left prepared');
-my $published = await_while_moving(sub { my ($status) = $primary->psql('postgres', q{SELECT absmartly_publish('5 s')}); $status == 0 });
-ok($published, 'all is delivered');
+sub all_delivered { return await_while_moving(sub { done(q{SELECT absmartly_publish('5 s')}) }) }
+ok(all_delivered(), 'all is delivered');
 
 # what is left; then the collector relents
 is(look_up(q{SELECT * FROM absmartly_outbox WHERE status <> 'dead' LIMIT 10}), '', 'nothing is left in the outbox but dead letters');
@@ -740,7 +752,7 @@ look_up(qq{COPY (SELECT goal, properties ->> 'id' FROM absmartly_dead_letters) T
 my $relented = time;
 $collector->clear_faults($_) for @SPACES;
 look_up('SELECT absmartly_requeue()');
-ok(await_while_moving(sub { my ($status) = $primary->psql('postgres', q{SELECT absmartly_publish('5 s')}); $status == 0 }), 'dead letters are delivered when they may');
+ok(all_delivered(), 'dead letters are delivered when they may');
 is(look_up('SELECT count(*) FROM absmartly_outbox'), '0', 'nothing is left in the outbox at all');
 is(look_up(q{SELECT count(*) FROM (TABLE absmartly_outbox_a UNION ALL TABLE absmartly_outbox_b UNION ALL TABLE absmartly_outbox_parked) AS o WHERE status NOT IN (1, 5)}),
 	'0', 'it has no row that nothing shows but delivered ones, and positions of backfills');
