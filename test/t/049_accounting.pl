@@ -849,11 +849,12 @@ CREATE INDEX ON event (uid) WHERE uid IS NOT NULL;
 
 -- what was sent of that, and what else
 CREATE TABLE attempt AS
-	SELECT r, t, k, s.uid, s.name FROM sent s JOIN event USING (t, k) WHERE whole AND s.name <> 'exposure'
+	SELECT t, k, s.uid, s.name, r, received, accepted, answered, clean FROM sent s JOIN request USING (r) JOIN event USING (t, k)
+		WHERE whole AND s.name <> 'exposure'
 	UNION ALL
-	SELECT r, e.t, e.k, s.uid, s.name FROM sent s JOIN event e USING (uid) WHERE s.name = 'exposure';
+	SELECT e.t, e.k, s.uid, s.name, r, received, accepted, answered, clean FROM sent s JOIN request USING (r) JOIN event e USING (uid)
+		WHERE s.name = 'exposure';
 CREATE INDEX ON attempt (t, k);
-CREATE INDEX ON attempt (r);
 CREATE TABLE stray AS
 	SELECT s.* FROM sent s LEFT JOIN event e USING (t, k) WHERE s.name <> 'exposure' AND (NOT whole OR e.t IS NULL)
 	UNION ALL
@@ -866,28 +867,33 @@ UPDATE restart SET since = CASE WHEN NOT kill THEN CASE kind WHEN 'server restar
 	ELSE coalesce((SELECT answered FROM request WHERE clean AND answered < began ORDER BY answered DESC OFFSET :unmarked - 1 LIMIT 1), 0) END;
 UPDATE restart SET previous = coalesce((SELECT max(ended) FROM restart o WHERE o.j < restart.j), 0);
 
--- what arrived more than once after a clean answer, and the first end of a worker between
+-- what arrived more than once, and after a clean answer the first end of a worker between
 CREATE TABLE repeated AS
-	SELECT a.t, a.k, a.r, a.answered, a.next, a.clean, e.context, j.j, j.since <= a.answered AS in_flight, false AS in_open_row
-	FROM (SELECT t, k, r, clean, answered, lead(received) OVER (PARTITION BY t, k ORDER BY r) AS next FROM attempt JOIN request USING (r) WHERE accepted) a
+	SELECT a.*, e.context, e.name IN ('guilty', 'unsaid') AS guilty, j.j, j.since <= a.answered AS in_flight, false AS in_open_row
+	FROM (SELECT t, k, r, clean, answered, lead(received) OVER (PARTITION BY t, k ORDER BY r) AS next FROM attempt WHERE accepted) a
 	JOIN event e USING (t, k)
 	LEFT JOIN LATERAL (SELECT j, since FROM restart WHERE ended >= answered AND began <= next ORDER BY j LIMIT 1) j ON clean
 	WHERE next IS NOT NULL;
 
-CREATE FUNCTION unsettled(event, restart, relented float8) RETURNS boolean STABLE LANGUAGE sql AS $$
-	SELECT $1.at <= $2.ended
-		AND EXISTS (SELECT FROM attempt JOIN request USING (r) WHERE t = $1.t AND k = $1.k AND received > $2.previous)
-		AND CASE WHEN $1.name IN ('guilty', 'unsaid')
-			THEN EXISTS (SELECT FROM attempt JOIN request USING (r) WHERE t = $1.t AND k = $1.k
-				AND coalesce(answered, received) >= least($2.since, $2.ended) AND received < relented)
-			ELSE NOT EXISTS (SELECT FROM attempt JOIN request USING (r) WHERE t = $1.t AND k = $1.k
-				AND clean AND answered > $2.previous AND answered < least($2.since, $2.ended))
-		END
-$$;
-UPDATE repeated SET in_open_row = true FROM restart
-	WHERE restart.j = repeated.j AND NOT in_flight AND
-		(EXISTS (SELECT FROM event o WHERE o.t = repeated.t AND o.k BETWEEN repeated.k - :row AND repeated.k + :row AND unsettled(o, restart, :relented))
-		OR context > 0 AND EXISTS (SELECT FROM event o WHERE o.context = repeated.context AND unsettled(o, restart, :relented)));
+-- what was not settled when a worker ended, of the transactions and contexts of those
+CREATE TABLE unsettled AS
+	WITH wanted AS (SELECT DISTINCT t, context, j FROM repeated WHERE clean AND NOT in_flight),
+		of_transactions AS (SELECT t, j FROM wanted UNION
+			SELECT DISTINCT event.t, j FROM wanted JOIN event USING (context) WHERE context > 0)
+	SELECT event.t, k, context, j
+	FROM of_transactions JOIN restart USING (j) JOIN event USING (t),
+		LATERAL (SELECT bool_or(received > previous) AS sent,
+			bool_or(clean AND answered > previous AND answered < least(since, ended)) AS delivered,
+			bool_or(coalesce(answered, received) >= least(since, ended) AND received < :relented) AS again
+			FROM attempt WHERE attempt.t = event.t AND attempt.k = event.k) AS attempts
+	WHERE at <= ended AND sent AND CASE WHEN name IN ('guilty', 'unsaid') THEN again ELSE NOT delivered END;
+CREATE INDEX ON unsettled (t, j, k);
+CREATE INDEX ON unsettled (context, j) WHERE context > 0;
+ANALYZE;
+UPDATE repeated SET in_open_row = true
+	WHERE clean AND NOT in_flight
+	AND (EXISTS (SELECT FROM unsettled o WHERE o.t = repeated.t AND o.j = repeated.j AND o.k BETWEEN repeated.k - :row AND repeated.k + :row)
+		OR context > 0 AND EXISTS (SELECT FROM unsettled o WHERE o.context = repeated.context AND o.context > 0 AND o.j = repeated.j));
 EOT
 
 sub count_of { return $primary->safe_psql('accounts', $parameters . "SELECT count(*) FROM $_[0]") }
@@ -904,17 +910,17 @@ sub none
 
 none(q{log LEFT JOIN witness USING (t) WHERE what = 'kept' AND witness.t IS NULL}, 'what was acknowledged is there');
 none(q{log JOIN witness USING (t) WHERE what = 'undone'}, 'what has failed is not');
-none(q{event WHERE NOT EXISTS (SELECT FROM attempt JOIN request USING (r) WHERE accepted AND attempt.t = event.t AND attempt.k = event.k)}, 'none is lost');
+none(q{event WHERE NOT EXISTS (SELECT FROM attempt WHERE accepted AND attempt.t = event.t AND attempt.k = event.k)}, 'none is lost');
 none(q{stray JOIN request USING (r)}, 'none is invented');
 none(q{attempt JOIN event USING (t, k) WHERE attempt.name <> 'exposure'
 	AND (attempt.name <> event.name OR attempt.uid NOT IN (hash(t || ':' || k), hash(t::text), hash('s:' || context)))}, 'all under their names and units');
-none(q{attempt JOIN request USING (r) WHERE accepted AND name IN ('guilty', 'unsaid') AND received < :relented}, 'no guilty one is taken in before that may be');
+none(q{attempt WHERE accepted AND name IN ('guilty', 'unsaid') AND received < :relented}, 'no guilty one is taken in before that may be');
 none(q{letter WHERE name IS NULL OR name NOT IN ('guilty', 'unsaid')}, 'no dead letter is innocent');
 none(q{event LEFT JOIN letter ON id = t || ':' || k WHERE event.name IN ('guilty', 'unsaid') AND id IS NULL}, 'each guilty one is a dead letter');
 none(q{(SELECT id, count(*) FROM letter GROUP BY id HAVING count(*) > 1) AS twice}, 'once');
-none(q{repeated JOIN event USING (t, k) WHERE name IN ('guilty', 'unsaid') AND clean}, 'and arrives once when it may');
-none(q{repeated JOIN event USING (t, k) LEFT JOIN restart USING (j) WHERE name IN ('truth', 'exposure') AND repeated.clean AND in_flight IS NOT TRUE AND NOT in_open_row}, 'none arrives twice but for a lost answer, or in flight at a kill');
-none(q{(SELECT kind, count(*) AS repeated, (SELECT count(*) FROM attempt JOIN request USING (r) WHERE clean AND answered >= since AND received <= ended) AS was_in_flight
+none(q{repeated WHERE guilty AND clean}, 'and arrives once when it may');
+none(q{repeated LEFT JOIN restart USING (j) WHERE clean AND NOT guilty AND in_flight IS NOT TRUE AND NOT in_open_row}, 'none arrives twice but for a lost answer, or in flight at a kill');
+none(q{(SELECT kind, count(*) AS repeated, (SELECT count(*) FROM attempt WHERE clean AND answered >= since AND received <= ended) AS was_in_flight
 	FROM repeated JOIN restart USING (j) WHERE in_flight GROUP BY restart.j, kind, since, ended) AS ends WHERE repeated > was_in_flight}, 'no more than was in flight at a kill');
 
 my $complaints = join '', map { grep { /PANIC|TRAP|invalid page|could not access status|could not read block|by signal (?:4|6|7|8|11):|absmartly: could not (?:read|acknowledge|keep|tidy)/ } split /^/, log_of($_) } @all_nodes;
@@ -931,7 +937,7 @@ SELECT format('%s transactions, %s of them of unknown outcome; %s goals and %s e
 SELECT format('%s arrived again after a lost answer', count(*)) FROM repeated WHERE NOT clean;
 SELECT format('%s: %s arrived again of %s in flight, and %s of open rows', kind,
 	(SELECT count(*) FROM repeated WHERE repeated.j = restart.j AND in_flight),
-	(SELECT count(*) FROM attempt JOIN request USING (r) WHERE clean AND answered >= since AND received <= ended),
+	(SELECT count(*) FROM attempt WHERE clean AND answered >= since AND received <= ended),
 	(SELECT count(*) FROM repeated WHERE repeated.j = restart.j AND in_open_row)) FROM restart ORDER BY j;
 EOT
 note sprintf '%s; %.0f s', join(', ', map { "$count{$_} x $_" } sort keys %count), $lasted;
