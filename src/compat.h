@@ -90,6 +90,18 @@
 #define owns_database(database, role) pg_database_ownercheck(database, role)
 #endif
 
+/*
+ * Takes a lock without waiting for it.  raise: it is an error, too, if the lock
+ * table is full.
+ */
+#if PG_VERSION_NUM >= 180000
+#define compat_lock_at_once(tag, mode, raise, lock) \
+	LockAcquireExtended(tag, mode, false, true, raise, lock, false)
+#else
+#define compat_lock_at_once(tag, mode, raise, lock) \
+	LockAcquireExtended(tag, mode, false, true, raise, lock)
+#endif
+
 /* Whether a role may REFRESH a materialized view. */
 #if PG_VERSION_NUM >= 170000
 #define compat_may_refresh(relation, role) \

@@ -116,7 +116,10 @@ shared_startup(void)
 			for (int j = 0; j < (int) lengthof(state->outbox_blocks); j++)
 				pg_atomic_init_u32(&state->outbox_blocks[j], 0);
 			for (int j = 0; j < (int) lengthof(state->outbox_settled); j++)
+			{
+				pg_atomic_init_u32(&state->outbox_empty[j], 0);
 				pg_atomic_init_u32(&state->outbox_settled[j], 0);
+			}
 			pg_atomic_init_u32(&state->outbox_rescan, 0);
 			for (int lane = 0; lane < LANE_COUNT; lane++)
 			{
@@ -241,7 +244,10 @@ state_reset(DatabaseState *state, Oid database)
 	for (int i = 0; i < (int) lengthof(state->outbox_blocks); i++)
 		pg_atomic_write_u32(&state->outbox_blocks[i], 0);
 	for (int i = 0; i < (int) lengthof(state->outbox_settled); i++)
+	{
+		pg_atomic_write_u32(&state->outbox_empty[i], 0);
 		pg_atomic_write_u32(&state->outbox_settled[i], 0);
+	}
 	pg_atomic_write_u32(&state->outbox_rescan, 0);
 	for (int lane = 0; lane < LANE_COUNT; lane++)
 	{

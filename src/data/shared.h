@@ -191,6 +191,10 @@ typedef struct DatabaseState
 												 * use: 0 or 1 */
 	pg_atomic_uint32 outbox_blocks[2 * LANE_COUNT + 1]; /* sizes of the heaps,
 														 * as last seen */
+	pg_atomic_uint32 outbox_empty[2 * LANE_COUNT]; /* pages of these on which
+													* nothing is left,
+													* delivered or rolled back
+													*/
 	pg_atomic_uint32 outbox_settled[2 * LANE_COUNT]; /* pages below are not
 													  * looked at again once
 													  * they are empty */

@@ -11,8 +11,10 @@
 #include "access/rmgr.h"
 #include "access/table.h"
 #include "access/tupmacs.h"
+#include "access/visibilitymap.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "access/xloginsert.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
@@ -23,6 +25,7 @@
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -118,6 +121,29 @@ heaps_belongs(Oid relation)
 		   extension == get_extension_oid("absmartly", true);
 }
 
+/*
+ * As ConditionalLockRelationOid(), but that a full lock table is no error: who
+ * writes has kept a place there (outbox_reserve()).
+ */
+static bool
+lock_at_once(Oid relation, LOCKMODE mode)
+{
+	LOCKTAG tag;
+	LOCALLOCK *lock;
+	LockAcquireResult result;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relation);
+	result = compat_lock_at_once(&tag, mode, false, &lock);
+	if (result == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	if (result != LOCKACQUIRE_ALREADY_CLEAR)
+	{
+		AcceptInvalidationMessages();
+		MarkLockClear(lock);
+	}
+	return true;
+}
+
 Relation
 heaps_open(int place, LOCKMODE mode, bool wait)
 {
@@ -126,7 +152,7 @@ heaps_open(int place, LOCKMODE mode, bool wait)
 
 	if (wait)
 		LockRelationOid(oid, mode);
-	else if (!ConditionalLockRelationOid(oid, mode))
+	else if (!lock_at_once(oid, mode))
 		return NULL;
 	relation = try_relation_open(oid, NoLock);
 	if (relation == NULL)
@@ -390,4 +416,95 @@ heaps_walk(Relation relation, const HeapWalk *walk)
 		CHECK_FOR_INTERRUPTS();
 		(void) heaps_walk_page(relation, page, walk);
 	}
+}
+
+bool
+heaps_page_is_empty(Relation relation, Buffer buffer)
+{
+	BlockNumber page_number = BufferGetBlockNumber(buffer);
+	Page page = BufferGetPage(buffer);
+	OffsetNumber most = PageIsNew(page) ? 0 : PageGetMaxOffsetNumber(page);
+
+	for (OffsetNumber offset = FirstOffsetNumber; offset <= most; offset++)
+	{
+		ItemId item = PageGetItemId(page, offset);
+		HeapTupleData tuple;
+
+		if (ItemIdIsNormal(item) &&
+			heap_row(page, item)->status != OUTBOX_DONE &&
+			row_fate(relation, buffer, page_number, item, offset, &tuple) !=
+				ROW_GONE)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Has the visibility map forget a page.  That is logged apart, and before: no
+ * record that we can write has both.
+ */
+static void
+forget_visibility(Relation relation, BlockNumber page, Buffer map)
+{
+	if (!visibilitymap_clear(relation, page, map, VISIBILITYMAP_VALID_BITS))
+		return;
+	LockBuffer(map, BUFFER_LOCK_EXCLUSIVE);
+	START_CRIT_SECTION();
+	log_newpage_buffer(map, false);
+	END_CRIT_SECTION();
+	LockBuffer(map, BUFFER_LOCK_UNLOCK);
+}
+
+/*
+ * Does what heap_delete() does, by generic WAL: so logical decoding sees
+ * nothing of it.  Nobody else deletes or locks rows of the outbox.
+ */
+void
+heaps_remove(Relation relation, const ItemPointerData *place, int64 record)
+{
+	TransactionId xid = GetCurrentTransactionId();
+	CommandId command = GetCurrentCommandId(true);
+	BlockNumber page_number = ItemPointerGetBlockNumber(place);
+	OffsetNumber offset = ItemPointerGetOffsetNumber(place);
+	Buffer map = InvalidBuffer;
+	Buffer buffer;
+	Page page;
+
+	if (page_number >= RelationGetNumberOfBlocks(relation))
+		return;
+	buffer = ReadBuffer(relation, page_number);
+	page = BufferGetPage(buffer);
+	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	while (PageIsAllVisible(page) && !visibilitymap_pin_ok(page_number, map))
+	{
+		LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
+		visibilitymap_pin(relation, page_number, &map);
+		LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	}
+	if (!PageIsNew(page) && offset <= PageGetMaxOffsetNumber(page) &&
+		ItemIdIsNormal(PageGetItemId(page, offset)) &&
+		heap_row(page, PageGetItemId(page, offset))->record == record)
+	{
+		GenericXLogState *xlog;
+		HeapTupleHeader header;
+
+		if (PageIsAllVisible(page))
+			forget_visibility(relation, page_number, map);
+		xlog = GenericXLogStart(relation);
+		page = heaps_change_page(xlog, buffer);
+		header =
+			(HeapTupleHeader) PageGetItem(page, PageGetItemId(page, offset));
+		header->t_infomask &= ~(HEAP_XMAX_BITS | HEAP_MOVED);
+		header->t_infomask2 |= HEAP_KEYS_UPDATED;
+		HeapTupleHeaderClearHotUpdated(header);
+		HeapTupleHeaderSetXmax(header, xid);
+		HeapTupleHeaderSetCmax(header, command, false);
+		header->t_ctid = *place;
+		PageSetPrunable(page, xid);
+		PageClearAllVisible(page);
+		(void) GenericXLogFinish(xlog);
+	}
+	UnlockReleaseBuffer(buffer);
+	if (BufferIsValid(map))
+		ReleaseBuffer(map);
 }

@@ -80,7 +80,8 @@ extern bool heaps_belongs(Oid relation);
 
 /*
  * Opens a heap, after heaps_find().  The lock is waited for only if wait says
- * so.  NULL if it can't be locked now, or is gone.
+ * so; then it may fail for want of a place in the lock table, too.  NULL if it
+ * can't be locked now, or is gone.
  */
 extern Relation heaps_open(int place, LOCKMODE mode, bool wait);
 
@@ -137,5 +138,19 @@ typedef struct HeapWalk
 extern int heaps_walk_page(Relation relation, BlockNumber page,
 						   const HeapWalk *walk);
 extern void heaps_walk(Relation relation, const HeapWalk *walk);
+
+/*
+ * Whether nothing on a page waits, nor may come to wait by a transaction's
+ * commit.  The page is locked by the caller.
+ */
+extern bool heaps_page_is_empty(Relation relation, Buffer buffer);
+
+/*
+ * Deletes a row, if it is of that record, in this transaction: so that it is
+ * there, for everybody, exactly as long as what the transaction writes in its
+ * place is not.
+ */
+extern void heaps_remove(Relation relation, const ItemPointerData *place,
+						 int64 record);
 
 #endif /* ABSMARTLY_EVENTS_HEAPS_H */

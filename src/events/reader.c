@@ -13,6 +13,15 @@
  *
  * Each lane has its two heaps and its passes.
  *
+ * A record in flight is known by its id, so that it is not sent again when
+ * somebody gives a heap another file (VACUUM FULL): reading begins anew there,
+ * and who marks it finds where its rows are by then.
+ *
+ * The rows of a record are marked one page after the other, also when it is
+ * requeued or dropped, and a crash may come in between.  A record of which some
+ * rows are missing, in two passes, so that it is not just being committed, is
+ * brought to the end of what was begun.
+ *
  * The heap in which records are parked is not read in each pass, for it may be
  * full of what stays.  Which of its pages have records that session contexts
  * hold is remembered: these are of the live lane.  What else is to be sent from
@@ -84,20 +93,39 @@ typedef struct StoredRecord
 	bool handed_out; /* or parked */
 } StoredRecord;
 
-/* the tuple by which a record in flight is known: its first one */
-typedef struct FlightKey
+typedef struct RecordKey
 {
+	int64 id;
 	int32 place;
-	BlockNumber block;
-	OffsetNumber offset;
-	uint16 unused;
-} FlightKey;
+	int32 unused;
+} RecordKey;
 
 typedef struct Flight
 {
-	FlightKey key; /* first: the hash table's */
+	RecordKey key; /* first: the hash table's */
 	EventRecord *record;
 } Flight;
+
+/* A record of several rows, of which some have been read in this pass. */
+typedef struct Partial
+{
+	RecordKey key; /* first: the hash table's */
+	int chunks; /* how many there must be */
+	int waiting; /* that are to be sent */
+	int kept; /* that are not */
+	EngineText *payloads;
+	ItemPointerData *tids;
+} Partial;
+
+/* A record that a crash has left with some of its rows. */
+typedef struct Torn
+{
+	RecordKey key; /* first, for their order */
+	int chunks;
+	int waiting; /* rows, as in Partial */
+	int kept;
+	int64 endpoint; /* of those that wait */
+} Torn;
 
 /* What the worker knows of one of the lanes' heaps. */
 typedef struct HeapKnowledge
@@ -106,7 +134,9 @@ typedef struct HeapKnowledge
 	BlockNumber pages; /* when it was last looked at */
 	BlockNumber low; /* all pages before have been done with */
 	BlockNumber settled; /* pages before may be done with */
-	uint8 *done; /* a bit for each page */
+	BlockNumber empty; /* pages on which nothing was left */
+	uint8 *done; /* a bit for each of these; what it says of a page that is
+				  * not settled is true no longer than for this moment */
 	BlockNumber done_size; /* pages that it has bits for */
 } HeapKnowledge;
 
@@ -129,7 +159,9 @@ typedef struct Pass
 	/* what outlives a pass */
 	bool parked_wanted; /* all of the parked heap is to be read */
 	List *page_records; /* read, and not handed out yet */
-	List *incomplete; /* whose chunks are still to come */
+	List *suspects; /* Torn: perhaps, in the pass before or this one */
+	MemoryContext partials_context;
+	HTAB *partials; /* records in parts; NULL: there are none */
 } Pass;
 
 /* What was parked, for when that is committed. */
@@ -149,6 +181,9 @@ static Pass passes[LANE_COUNT];
 static EventLane lane; /* that is read */
 static Pass *pass = &passes[LANE_LIVE]; /* its pass */
 static Relation reading[HEAPS_COUNT];
+static Oid files[HEAPS_COUNT]; /* in which the rows in flight are */
+static List *torn =
+	NIL; /* Torn: to be seen to, in their pass's suspects still */
 static List *to_park = NIL;
 static List *parked_records = NIL; /* and their originals not marked yet */
 static EventRecord **parked_array = NULL; /* the same, to be acknowledged */
@@ -160,20 +195,18 @@ static OutboxHolds worker_holds;
 static ParkedPage *parked_pages = NULL;
 static int nparked_pages = 0;
 static int max_parked_pages = 0;
-static Oid held_filenode; /* of the heap in which these are */
 static Size parked_done; /* bytes in the parked heap that are done with */
 
 /*
  * What the worker knows of the heaps
  */
 
+/* Publishes how many pages do not count as filled. */
 static void
-know_nothing(HeapKnowledge *known)
+publish_empty(int place)
 {
-	known->low = 0;
-	known->settled = 0;
-	if (known->done != NULL)
-		memset(known->done, 0, known->done_size / 8);
+	pg_atomic_write_u32(&worker_state->outbox_empty[place],
+						knowledge[place].empty);
 }
 
 /* The heap to which a lane's writers append. */
@@ -184,12 +217,51 @@ active_heap(EventLane of_lane)
 		of_lane, pg_atomic_read_u32(&worker_state->outbox_active[of_lane]));
 }
 
-/* Takes note of a heap's size, and of whether it is still the same file. */
 static void
-know_heap(int place, Relation relation)
+know_nothing(int place)
+{
+	HeapKnowledge *known = &knowledge[place];
+
+	known->low = 0;
+	known->settled = 0;
+	known->empty = 0;
+	if (known->done != NULL)
+		memset(known->done, 0, known->done_size / 8);
+	publish_empty(place);
+}
+
+static bool
+page_is_empty(const HeapKnowledge *known, BlockNumber page)
+{
+	return known->done[page / 8] & (1 << (page % 8));
+}
+
+/* What was seen of pages since they could be written to means nothing. */
+static void
+forget_unsettled(int place, BlockNumber from)
+{
+	HeapKnowledge *known = &knowledge[place];
+
+	for (BlockNumber page = from; page < known->pages; page++)
+		if (page_is_empty(known, page))
+		{
+			known->done[page / 8] &= ~(1 << (page % 8));
+			known->empty--;
+		}
+	known->low = Min(known->low, from);
+	publish_empty(place);
+}
+
+/*
+ * Takes note of a heap's size, and of whether it is still the same file; to
+ * read it, or just so.
+ */
+static void
+know_heap(int place, Relation relation, bool to_read)
 {
 	HeapKnowledge *known = &knowledge[place];
 	BlockNumber pages = RelationGetNumberOfBlocks(relation);
+	BlockNumber settled;
 
 	if (known->filenode != relation->rd_rel->relfilenode ||
 		pages < known->pages ||
@@ -197,7 +269,7 @@ know_heap(int place, Relation relation)
 	{
 		pg_atomic_fetch_and_u32(&worker_state->outbox_rescan, ~(1U << place));
 		known->filenode = relation->rd_rel->relfilenode;
-		know_nothing(known);
+		know_nothing(place);
 	}
 	if (pages > known->done_size)
 	{
@@ -213,83 +285,94 @@ know_heap(int place, Relation relation)
 		}
 		known->done_size = size;
 	}
-	known->pages = pages;
 
 	/*
 	 * Writers fill the last pages of the active heap.  Some may have seen the
 	 * heap when it was smaller, or active; they look at this when they have
 	 * written.
 	 */
-	known->settled = pages;
+	settled = pages;
 	if (place == active_heap(RECORD_LANE(place)))
-		known->settled -= Min(pages, OPEN_PAGES);
+		settled -= Min(pages, OPEN_PAGES);
+	if (to_read || settled != known->settled)
+		forget_unsettled(place, Min(settled, known->settled));
+	known->pages = pages;
+	known->settled = settled;
 	pg_atomic_write_u32(&worker_state->outbox_settled[place], known->settled);
 	pg_memory_barrier();
 	pg_atomic_write_u32(&worker_state->outbox_blocks[place], pages);
 }
 
+/* Whether a page need not be looked at again. */
 static bool
 page_is_done(const HeapKnowledge *known, BlockNumber page)
 {
-	return known->done[page / 8] & (1 << (page % 8));
+	return page < known->settled && page_is_empty(known, page);
 }
 
+/* Nothing is left on a page. */
 static void
-page_done(HeapKnowledge *known, BlockNumber page)
+page_emptied(int place, BlockNumber page)
 {
-	if (page >= known->settled)
+	HeapKnowledge *known = &knowledge[place];
+
+	if (page >= known->pages || page_is_empty(known, page))
 		return;
 	known->done[page / 8] |= 1 << (page % 8);
-	while (known->low < known->pages && page_is_done(known, known->low))
+	known->empty++;
+	publish_empty(place);
+	while (known->low < known->settled && page_is_empty(known, known->low))
 		known->low++;
 }
 
-/* Whether nothing is left in a heap, as far as the worker has seen. */
+/* Whether nothing is left in a heap, nor comes to it. */
 static bool
 heap_is_drained(const HeapKnowledge *known)
 {
 	return known->low >= known->pages;
 }
 
+/* Whether nothing was left in a heap when it was last looked at. */
+static bool
+heap_was_empty(const HeapKnowledge *known)
+{
+	return known->empty >= known->pages;
+}
+
 /*
  * Records in flight
  */
 
-static void
-flight_key(FlightKey *key, int place, const ItemPointerData *tid)
+static RecordKey
+record_key(int place, int64 id)
 {
-	memset(key, 0, sizeof(*key));
-	key->place = place;
-	key->block = ItemPointerGetBlockNumber(tid);
-	key->offset = ItemPointerGetOffsetNumber(tid);
+	RecordKey key = {.id = id, .place = place};
+
+	return key;
 }
 
-static bool
-is_in_flight(int place, const ItemPointerData *tid)
+static Flight *
+find_flight(int place, int64 id)
 {
-	FlightKey key;
+	RecordKey key = record_key(place, id);
 
-	flight_key(&key, place, tid);
-	return hash_search(in_flight, &key, HASH_FIND, NULL) != NULL;
+	return hash_search(in_flight, &key, HASH_FIND, NULL);
 }
 
 static void
 take_off(EventRecord *record)
 {
-	FlightKey key;
-	Flight *flight;
+	RecordKey key = record_key(record->place, record->id);
+	Flight *flight = hash_search(in_flight, &key, HASH_ENTER, NULL);
 
-	flight_key(&key, record->place, &record->tids[0]);
-	flight = hash_search(in_flight, &key, HASH_ENTER, NULL);
 	flight->record = record;
 }
 
 static void
 land(const EventRecord *record)
 {
-	FlightKey key;
+	RecordKey key = record_key(record->place, record->id);
 
-	flight_key(&key, record->place, &record->tids[0]);
 	(void) hash_search(in_flight, &key, HASH_REMOVE, NULL);
 }
 
@@ -323,6 +406,14 @@ forget_records(List **records)
 	}
 }
 
+static void
+forget_partials(Pass *of)
+{
+	of->partials = NULL;
+	if (of->partials_context != NULL)
+		MemoryContextReset(of->partials_context);
+}
+
 /*
  * Reading has failed, anywhere: what was not handed out by then is to be read
  * again.  Raises nothing.
@@ -337,11 +428,12 @@ outbox_read_failed(EventLane of_lane)
 	if (in_flight == NULL)
 		return;
 	list_free(failed->page_records);
-	list_free(failed->incomplete);
 	list_free(to_park);
+	list_free(torn);
 	failed->page_records = NIL;
-	failed->incomplete = NIL;
 	to_park = NIL;
+	torn = NIL;
+	forget_partials(failed);
 	hash_seq_init(&scan, in_flight);
 	while ((flight = hash_seq_search(&scan)) != NULL)
 	{
@@ -410,6 +502,7 @@ forget_everything(void)
 
 	records_context = NULL;
 	in_flight = NULL;
+	torn = NIL;
 	to_park = NIL;
 	parked_records = NIL;
 	parked_array = NULL;
@@ -419,6 +512,7 @@ forget_everything(void)
 	nparked_pages = 0;
 	max_parked_pages = 0;
 	memset(knowledge, 0, sizeof(knowledge));
+	memset(files, 0, sizeof(files));
 	memset(passes, 0, sizeof(passes));
 	for (int i = 0; i < LANE_COUNT; i++)
 		passes[i].parked_wanted = true;
@@ -441,12 +535,15 @@ outbox_worker_start(DatabaseState *state, OutboxHolds holds)
 	/* it is the caller's until all is in it */
 	memory = AllocSetContextCreate(context, "absmartly records",
 								   ALLOCSET_DEFAULT_SIZES);
-	control.keysize = sizeof(FlightKey);
+	control.keysize = sizeof(RecordKey);
 	control.entrysize = sizeof(Flight);
 	control.hcxt = memory;
 	in_flight = hash_create("absmartly records in flight", 4096, &control,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	held_init(memory);
+	for (int i = 0; i < LANE_COUNT; i++)
+		passes[i].partials_context = AllocSetContextCreate(
+			memory, "absmartly records in parts", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSetParent(memory, TopMemoryContext);
 	records_context = memory;
 }
@@ -476,7 +573,7 @@ outbox_pass_begin(EventLane of_lane)
 	pass->at = 0;
 	pass->entered = false;
 	/* what an error has left behind is to be looked at again */
-	forget_records(&pass->incomplete);
+	forget_partials(pass);
 	forget_records(&to_park);
 	if (pg_atomic_fetch_and_u32(&worker_state->outbox_rescan,
 								~(1U << RECORD_PARKED)) &
@@ -502,11 +599,63 @@ is_of_lane(int place)
 }
 
 static void
-close_heaps(void)
+close_heaps(Relation relations[HEAPS_COUNT], LOCKMODE mode)
 {
 	for (int place = 0; place < HEAPS_COUNT; place++)
-		if (reading[place] != NULL)
-			relation_close(reading[place], RowExclusiveLock);
+		if (relations[place] != NULL)
+			relation_close(relations[place], mode);
+}
+
+/* Finds out where the rows in flight are now. */
+static bool
+find_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	const Flight *flight = find_flight(*(int *) argument, row->record);
+
+	if (flight != NULL && row->chunk < flight->record->ntids)
+		flight->record->tids[row->chunk] = tuple->t_self;
+	return false;
+}
+
+/*
+ * Takes note of the file that a heap has.  Whoever goes by what he knows of its
+ * rows has to do that first, with a lock that keeps it from getting another
+ * one.
+ */
+static void
+follow_file(int place, Relation relation)
+{
+	Oid file = relation->rd_rel->relfilenode;
+	HeapWalk walk = {find_row, NULL, &place};
+
+	if (files[place] == file)
+		return;
+	if (OidIsValid(files[place]) && hash_get_num_entries(in_flight) > 0)
+		heaps_walk(relation, &walk);
+	for (int i = 0; i < LANE_COUNT; i++)
+	{
+		Pass *moved = &passes[i];
+
+		if (moved->entered && moved->order[moved->at] == place)
+		{
+			/* it is read from its beginning, but for what is in flight */
+			moved->entered = false;
+			forget_partials(moved);
+		}
+		if (place == RECORD_PARKED)
+			moved->parked_wanted = true;
+	}
+	files[place] = file;
+}
+
+/* A heap may have been cut between two transactions. */
+static void
+follow_size(void)
+{
+	if (pass->entered)
+		pass->pages =
+			Min(pass->pages,
+				RelationGetNumberOfBlocks(reading[pass->order[pass->at]]));
 }
 
 bool
@@ -535,11 +684,16 @@ outbox_read_begin(EventLane of_lane)
 	}
 	if (!all)
 	{
-		close_heaps();
+		close_heaps(reading, RowExclusiveLock);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
+		return false;
 	}
-	return all;
+	for (int place = 0; place < HEAPS_COUNT; place++)
+		if (reading[place] != NULL)
+			follow_file(place, reading[place]);
+	follow_size();
+	return true;
 }
 
 static const EventOrigin *
@@ -575,16 +729,14 @@ is_note(EngineText text, const char *note)
 		   memcmp(text.data, note, text.length) == 0;
 }
 
-/* The first chunk of a record: makes the record, with place for the others. */
+/* A record of so much payload, which is still to be filled in. */
 static StoredRecord *
 new_record(int place, const HeapRow *row, const HeapTupleData *tuple,
-		   const EngineText texts[HEAP_TEXTS])
+		   const EngineText texts[HEAP_TEXTS], Size length)
 {
-	/* the other chunks are not longer than the first one */
-	Size most = texts[HEAP_PAYLOAD].length * row->chunks;
 	Size tids = MAXALIGN(sizeof(StoredRecord));
-	Size data = tids + MAXALIGN(row->chunks * sizeof(ItemPointerData));
-	StoredRecord *stored = palloc(data + most);
+	Size data = tids + MAXALIGN(Max(row->chunks, 1) * sizeof(ItemPointerData));
+	StoredRecord *stored = palloc(data + length);
 	EventRecord *record = &stored->record;
 
 	memset(stored, 0, sizeof(*stored));
@@ -607,36 +759,283 @@ new_record(int place, const HeapRow *row, const HeapTupleData *tuple,
 	stored->held = row->status == OUTBOX_HELD;
 	stored->database = row->database;
 	stored->endpoint = row->endpoint;
-	stored->chunks = row->chunks;
 	return stored;
 }
 
 static void
-add_chunk(StoredRecord *stored, const HeapTupleData *tuple, EngineText payload)
+add_chunk(StoredRecord *stored, const ItemPointerData *tid, EngineText payload)
 {
 	EventRecord *record = &stored->record;
 
 	memcpy(unconstify(char *, record->payload.data) + record->payload.length,
 		   payload.data, payload.length);
 	record->payload.length += payload.length;
-	record->tids[record->ntids++] = tuple->t_self;
+	record->tids[record->ntids++] = *tid;
 }
 
-/* A later chunk: belongs to a record that lacks just this one, or to none. */
+/*
+ * Records in parts
+ */
+
+static Partial *
+find_partial(int place, const HeapRow *row)
+{
+	RecordKey key = record_key(place, row->record);
+	Partial *partial;
+	bool found;
+
+	if (pass->partials == NULL)
+	{
+		HASHCTL control = {.keysize = sizeof(RecordKey),
+						   .entrysize = sizeof(Partial),
+						   .hcxt = pass->partials_context};
+
+		pass->partials = hash_create("absmartly records in parts", 16, &control,
+									 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	partial = hash_search(pass->partials, &key, HASH_ENTER, &found);
+	if (!found)
+	{
+		memset((char *) partial + sizeof(key), 0,
+			   sizeof(*partial) - sizeof(key));
+		partial->chunks = row->chunks;
+		partial->payloads = MemoryContextAllocZero(
+			pass->partials_context, row->chunks * sizeof(EngineText));
+		partial->tids = MemoryContextAlloc(
+			pass->partials_context, row->chunks * sizeof(ItemPointerData));
+	}
+	return partial;
+}
+
+static void
+free_partial(Partial *partial)
+{
+	for (int i = 0; i < partial->chunks; i++)
+		if (partial->payloads[i].data != NULL)
+			pfree(unconstify(char *, partial->payloads[i].data));
+	pfree(partial->payloads);
+	pfree(partial->tids);
+	(void) hash_search(pass->partials, &partial->key, HASH_REMOVE, NULL);
+}
+
+/*
+ * Adds a row to a record of several; gives the record when it has all.  They
+ * may come in any order: VACUUM FULL may begin in the midst of a heap.
+ */
 static StoredRecord *
-find_incomplete(const HeapRow *row)
+add_part(int place, const HeapRow *row, const HeapTupleData *tuple,
+		 const EngineText texts[HEAP_TEXTS], bool waits)
+{
+	Partial *partial = find_partial(place, row);
+	StoredRecord *stored = NULL;
+
+	if (row->chunk >= partial->chunks ||
+		partial->payloads[row->chunk].data != NULL)
+		return NULL;
+	if (waits)
+	{
+		EngineText *payload = &partial->payloads[row->chunk];
+		char *copy = MemoryContextAlloc(pass->partials_context,
+										texts[HEAP_PAYLOAD].length);
+
+		memcpy(copy, texts[HEAP_PAYLOAD].data, texts[HEAP_PAYLOAD].length);
+		payload->data = copy;
+		payload->length = texts[HEAP_PAYLOAD].length;
+		partial->tids[row->chunk] = tuple->t_self;
+		partial->waiting++;
+	}
+	else
+		partial->kept++;
+
+	if (partial->waiting == partial->chunks)
+	{
+		Size length = 0;
+
+		for (int i = 0; i < partial->chunks; i++)
+			length += partial->payloads[i].length;
+		stored = new_record(place, row, tuple, texts, length);
+		for (int i = 0; i < partial->chunks; i++)
+			add_chunk(stored, &partial->tids[i], partial->payloads[i]);
+	}
+	if (stored != NULL || partial->kept == partial->chunks)
+		free_partial(partial);
+	return stored;
+}
+
+static bool
+is_suspect(int place, int64 id)
 {
 	ListCell *cell;
 
-	foreach (cell, pass->incomplete)
+	foreach (cell, pass->suspects)
 	{
-		StoredRecord *stored = lfirst(cell);
+		const Torn *suspect = lfirst(cell);
 
-		if (stored->record.id == row->record &&
-			stored->record.ntids == row->chunk)
-			return stored;
+		if (suspect->key.place == place && suspect->key.id == id)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * A heap has been read.  What is in parts may have been committed meanwhile,
+ * and is whole in the next pass, which is asked for once; or else it is torn.
+ */
+static void
+judge_partials(int place)
+{
+	bool all = place != RECORD_PARKED || pass->all;
+	List *found = NIL;
+	bool again = false;
+	HASH_SEQ_STATUS scan;
+	Partial *partial;
+	ListCell *cell;
+	MemoryContext caller = MemoryContextSwitchTo(records_context);
+
+	if (pass->partials != NULL)
+	{
+		hash_seq_init(&scan, pass->partials);
+		while ((partial = hash_seq_search(&scan)) != NULL)
+		{
+			Torn *suspect = palloc0(sizeof(Torn));
+
+			suspect->key = partial->key;
+			suspect->chunks = partial->chunks;
+			if (!is_suspect(place, partial->key.id))
+				again = true;
+			else if (all)
+				torn = lappend(torn, suspect);
+			found = lappend(found, suspect);
+		}
+		forget_partials(pass);
+	}
+	foreach (cell, pass->suspects)
+	{
+		Torn *suspect = lfirst(cell);
+
+		if (suspect->key.place != place)
+			continue;
+		pass->suspects = foreach_delete_current(pass->suspects, cell);
+		pfree(suspect);
+	}
+	if (found != NIL && place == RECORD_PARKED)
+		pass->parked_wanted = true;
+	pass->suspects = list_concat(pass->suspects, found);
+	list_free(found);
+	if (again)
+		shared_events_committed(worker_state, lane, 1);
+	MemoryContextSwitchTo(caller);
+}
+
+static bool
+is_kept_status(int32 status)
+{
+	return status == OUTBOX_FOREIGN || status == OUTBOX_DEAD ||
+		   status == OUTBOX_UNREADABLE;
+}
+
+/* The torn record that a row is of, if any. */
+static Torn *
+torn_of(int place, const HeapRow *row)
+{
+	ListCell *cell;
+
+	foreach (cell, torn)
+	{
+		Torn *record = lfirst(cell);
+
+		if (record->key.place == place && record->key.id == row->record)
+			return record;
 	}
 	return NULL;
+}
+
+static bool
+count_torn(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	Torn *record = row->chunks > 1 ? torn_of(*(int *) argument, row) : NULL;
+
+	if (record == NULL)
+		return false;
+	if (is_kept_status(row->status))
+		record->kept++;
+	else
+	{
+		record->waiting++;
+		record->endpoint = row->endpoint;
+	}
+	return false;
+}
+
+/* Whether a record has all of its rows, but some of them requeued. */
+static bool
+is_half_requeued(const Torn *record)
+{
+	return record->waiting > 0 && record->kept > 0 &&
+		   record->waiting + record->kept == record->chunks;
+}
+
+static bool
+is_torn(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	const Torn *record =
+		row->chunks > 1 ? torn_of(*(int *) argument, row) : NULL;
+
+	return record != NULL && record->waiting != record->chunks &&
+		   record->kept != record->chunks;
+}
+
+static void
+complete_row(void *argument, HeapRow *row)
+{
+	const Torn *record = torn_of(*(int *) argument, row);
+
+	if (is_half_requeued(record))
+	{
+		row->status = OUTBOX_WAITING;
+		row->database = MyDatabaseId;
+		row->endpoint = record->endpoint;
+	}
+	else
+		row->status = OUTBOX_DONE;
+}
+
+/*
+ * Brings torn records to the end of what was begun with them: they are
+ * delivered, moved, dropped or requeued.  What is on the heap's pages decides,
+ * not what is known of them.
+ */
+static void
+complete_torn(void)
+{
+	for (int place = 0; place < HEAPS_COUNT; place++)
+	{
+		HeapWalk count = {count_torn, NULL, &place};
+		HeapWalk complete = {is_torn, complete_row, &place};
+		ListCell *cell;
+		bool any = false;
+
+		foreach (cell, torn)
+		{
+			any |= ((const Torn *) lfirst(cell))->key.place == place;
+		}
+		if (!any)
+			continue;
+		heaps_walk(reading[place], &count);
+		heaps_walk(reading[place], &complete);
+		if (place != RECORD_PARKED)
+			pg_atomic_fetch_or_u32(&worker_state->outbox_rescan, 1U << place);
+	}
+	ereport(LOG, (errmsg_plural(
+					 "absmartly: %d record that a crash had left in parts is "
+					 "complete",
+					 "absmartly: %d records that a crash had left in parts are "
+					 "complete",
+					 list_length(torn), list_length(torn))));
+	list_free(torn);
+	torn = NIL;
+	/* the next pass sees what is left, if anything */
+	shared_events_committed(worker_state, lane, 1);
 }
 
 static bool
@@ -712,6 +1111,17 @@ is_wanted(int place, const HeapRow *row, const HeapTupleData *tuple)
 }
 
 /*
+ * Whether a row is of a record of which others may have been requeued, which
+ * are bulk then.
+ */
+static bool
+is_kept(const PageRead *page, const HeapRow *row)
+{
+	return lane == LANE_BULK && page->place == RECORD_PARKED && pass->all &&
+		   row->chunks > 1 && is_kept_status(row->status);
+}
+
+/*
  * Takes a row that waits; runs under the page's lock.  An error may leave its
  * record in flight and in no list: see outbox_read_failed().
  */
@@ -719,49 +1129,35 @@ static bool
 take_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
 	PageRead *page = argument;
+	bool waits = is_wanted(page->place, row, tuple);
 	EngineText texts[HEAP_TEXTS];
 	StoredRecord *stored;
-	bool goals;
 
-	if (!is_wanted(page->place, row, tuple))
-		return false;
 	page->waiting++;
-	if (row->chunk == 0 && is_in_flight(page->place, &tuple->t_self))
+	if (!waits && !is_kept(page, row))
+		return false;
+	if (find_flight(page->place, row->record) != NULL)
 		return false;
 	heaps_row_texts(row, texts);
-	if (row->chunk == 0)
-	{
-		stored = new_record(page->place, row, tuple, texts);
-		add_chunk(stored, tuple, texts[HEAP_PAYLOAD]);
-		take_off(&stored->record);
-		if (row->chunks > 1)
-			pass->incomplete = lappend(pass->incomplete, stored);
-	}
+	if (row->chunks > 1)
+		stored = add_part(page->place, row, tuple, texts, waits);
 	else
 	{
-		stored = find_incomplete(row);
-		if (stored == NULL)
-		{
-			/* it was free too late, or is in flight */
-			if (row->status == OUTBOX_HELD)
-				held_add((uint64) row->context,
-						 ItemPointerGetBlockNumber(&tuple->t_self),
-						 (uint64) row->sequence);
-			return false;
-		}
-		add_chunk(stored, tuple, texts[HEAP_PAYLOAD]);
-		if (stored->record.ntids == stored->chunks)
-			pass->incomplete = list_delete_ptr(pass->incomplete, stored);
+		stored = new_record(page->place, row, tuple, texts,
+							texts[HEAP_PAYLOAD].length);
+		add_chunk(stored, &tuple->t_self, texts[HEAP_PAYLOAD]);
 	}
-	goals = stored->record.payload.goals > 0;
-	if (stored->record.ntids == stored->chunks)
+	if (stored != NULL)
+	{
+		take_off(&stored->record);
 		sort_record(stored);
+	}
 
 	/*
 	 * Its commit may not be on disk.  That the row is hinted to be committed
 	 * does not tell: such a hint may come before, on a page that is younger.
 	 */
-	if (goals)
+	if (waits && row->goals > 0)
 	{
 		XLogRecPtr commit =
 			TransactionIdGetCommitLSN(HeapTupleHeaderGetXmin(tuple->t_data));
@@ -792,7 +1188,7 @@ read_page(int place, BlockNumber page_number)
 	pass->parked_wanted = wanted;
 
 	if (place != RECORD_PARKED && page.waiting == 0 && open == 0)
-		page_done(&knowledge[place], page_number);
+		page_emptied(place, page_number);
 	MemoryContextSwitchTo(previous);
 }
 
@@ -806,11 +1202,6 @@ enter_parked(void)
 	pass->pages = RelationGetNumberOfBlocks(relation);
 	pg_atomic_write_u32(&worker_state->outbox_blocks[RECORD_PARKED],
 						pass->pages);
-	/* somebody has rewritten it */
-	if (held_filenode != relation->rd_rel->relfilenode)
-		for (int i = 0; i < LANE_COUNT; i++)
-			passes[i].parked_wanted = true;
-	held_filenode = relation->rd_rel->relfilenode;
 	pass->all = pass->parked_wanted;
 	if (pass->all)
 	{
@@ -860,7 +1251,7 @@ next_page(int *place, BlockNumber *page)
 				enter_parked();
 			else
 			{
-				know_heap(heap, reading[heap]);
+				know_heap(heap, reading[heap], true);
 				pass->page = knowledge[heap].low;
 				pass->pages = knowledge[heap].pages;
 			}
@@ -877,6 +1268,7 @@ next_page(int *place, BlockNumber *page)
 			*page = pass->page++;
 			return true;
 		}
+		judge_partials(heap);
 		pass->all_begun = false;
 	}
 	return false;
@@ -899,7 +1291,6 @@ outbox_read(bool *end)
 		if (!next_page(&place, &page))
 		{
 			*end = true;
-			forget_records(&pass->incomplete);
 			return NULL;
 		}
 		read_page(place, page);
@@ -935,12 +1326,13 @@ note_parked(void *argument, BlockNumber page)
 }
 
 /*
- * Copies a record as it is, with its id, to the third heap; the original is
+ * Copies a record as it is, with its id, to where it is parked; the original is
  * acknowledged.
  */
 static void
 park_stored(StoredRecord *stored)
 {
+	const EventRecord *original = &stored->record;
 	HeapRecord record = {.status = stored->to_hold      ? OUTBOX_HELD
 								   : is_foreign(stored) ? OUTBOX_FOREIGN
 														: OUTBOX_UNREADABLE,
@@ -954,6 +1346,9 @@ park_stored(StoredRecord *stored)
 
 	heaps_insert(reading[RECORD_PARKED], &record,
 				 stored->to_hold ? note_parked : NULL, &stored->record.payload);
+	for (int i = 0; i < original->ntids; i++)
+		heaps_remove(reading[original->place], &original->tids[i],
+					 original->id);
 }
 
 /* Says what was parked, at most once a minute. */
@@ -991,8 +1386,9 @@ report_parked(int foreign, int unreadable)
 }
 
 /*
- * Marks the originals of what was parked.  Should that fail they stay in
- * flight, and it is done with the next ones.
+ * Marks the originals of what was parked, which are gone by now: so their pages
+ * are known to be empty.  Should that fail they stay in flight, and it is done
+ * with the next ones.
  */
 static void
 acknowledge_parked(void)
@@ -1039,7 +1435,9 @@ outbox_read_end(void)
 		else if (!stored->to_hold)
 			unreadable++;
 	}
-	close_heaps();
+	if (torn != NIL)
+		complete_torn();
+	close_heaps(reading, NoLock);
 	PopActiveSnapshot();
 	caller = MemoryContextSwitchTo(records_context);
 	all_parked = list_concat_copy(parked_records, parked);
@@ -1116,20 +1514,17 @@ compare_marks(const void *left, const void *right)
 
 /*
  * Marks rows of one page.  Gives the end of the WAL record.  A row that is
- * another one now (somebody has rewritten the table) is left alone: it is sent
- * again.
+ * another one now is left alone.
  */
 static XLogRecPtr
 mark_page(Relation relation, const Mark *marks, int count)
 {
-	HeapKnowledge *known =
-		marks->place == RECORD_PARKED ? NULL : &knowledge[marks->place];
 	BlockNumber page_number = ItemPointerGetBlockNumber(&marks->tid);
 	Buffer buffer;
 	GenericXLogState *xlog;
 	Page page;
 	XLogRecPtr end;
-	bool all = true;
+	bool empty;
 
 	if (page_number >= RelationGetNumberOfBlocks(relation))
 		return InvalidXLogRecPtr;
@@ -1149,30 +1544,46 @@ mark_page(Relation relation, const Mark *marks, int count)
 			heap_row(page, item)->record == marks[i].record)
 			heap_row(page, item)->status = OUTBOX_DONE;
 	}
-	if (!PageIsNew(page))
-		for (OffsetNumber offset = FirstOffsetNumber;
-			 offset <= PageGetMaxOffsetNumber(page) && all; offset++)
-		{
-			ItemId item = PageGetItemId(page, offset);
-
-			all = !ItemIdIsNormal(item) ||
-				  heap_row(page, item)->status == OUTBOX_DONE;
-		}
 	end = GenericXLogFinish(xlog);
+	empty =
+		marks->place != RECORD_PARKED && heaps_page_is_empty(relation, buffer);
 	UnlockReleaseBuffer(buffer);
-	if (all && known != NULL && page_number < known->pages)
-		page_done(known, page_number);
+	if (empty)
+		page_emptied(marks->place, page_number);
 	return end;
+}
+
+/* Opens the heaps in which records are, knowing where; false: they are gone. */
+static bool
+open_heaps_of(EventRecord **records, int count, Relation relations[HEAPS_COUNT])
+{
+	memset(relations, 0, HEAPS_COUNT * sizeof(Relation));
+	if (!heaps_find())
+		return false;
+	for (int i = 0; i < count; i++)
+	{
+		int place = records[i]->place;
+
+		if (relations[place] != NULL)
+			continue;
+		relations[place] = heaps_open(place, RowExclusiveLock, true);
+		if (relations[place] == NULL)
+			return false;
+		follow_file(place, relations[place]);
+	}
+	return true;
 }
 
 void
 outbox_acknowledge(EventRecord **records, int count, bool flush)
 {
 	MemoryContext context = CurrentMemoryContext;
+	Relation relations[HEAPS_COUNT];
 	Mark *marks;
 	XLogRecPtr end = InvalidXLogRecPtr;
 	int nmarks = 0;
 	int ntids = 0;
+	bool there;
 
 	for (int i = 0; i < count; i++)
 		ntids += records[i]->ntids;
@@ -1181,6 +1592,7 @@ outbox_acknowledge(EventRecord **records, int count, bool flush)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	there = open_heaps_of(records, count, relations);
 	marks = palloc(ntids * sizeof(Mark));
 	for (int i = 0; i < count; i++)
 		for (int j = 0; j < records[i]->ntids; j++)
@@ -1191,30 +1603,22 @@ outbox_acknowledge(EventRecord **records, int count, bool flush)
 		}
 	qsort(marks, nmarks, sizeof(Mark), compare_marks);
 
-	if (heaps_find())
-		for (int at = 0; at < nmarks;)
-		{
-			int place = marks[at].place;
-			Relation relation = heaps_open(place, RowExclusiveLock, true);
+	for (int at = 0; there && at < nmarks;)
+	{
+		int place = marks[at].place;
+		int next = at + 1;
+		XLogRecPtr lsn;
 
-			if (relation == NULL)
-				break;
-			while (at < nmarks && marks[at].place == place)
-			{
-				int next = at + 1;
-				XLogRecPtr lsn;
-
-				while (next < nmarks && marks[next].place == place &&
-					   ItemPointerGetBlockNumber(&marks[next].tid) ==
-						   ItemPointerGetBlockNumber(&marks[at].tid))
-					next++;
-				lsn = mark_page(relation, &marks[at], next - at);
-				end = Max(end, lsn);
-				at = next;
-			}
-			parked_changed |= place == RECORD_PARKED;
-			relation_close(relation, RowExclusiveLock);
-		}
+		while (next < nmarks && marks[next].place == place &&
+			   ItemPointerGetBlockNumber(&marks[next].tid) ==
+				   ItemPointerGetBlockNumber(&marks[at].tid))
+			next++;
+		lsn = mark_page(relations[place], &marks[at], next - at);
+		end = Max(end, lsn);
+		at = next;
+		parked_changed |= place == RECORD_PARKED;
+	}
+	close_heaps(relations, NoLock);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 
@@ -1327,6 +1731,8 @@ truncate_heap(int place)
 		PopActiveSnapshot();
 		if (waiting == 0 && pages > 0)
 			RelationTruncate(relation, 0);
+		if (waiting == 0)
+			pg_atomic_write_u32(&worker_state->outbox_blocks[place], 0);
 		if (waiting == 0 && place == RECORD_PARKED)
 		{
 			held_forget_all();
@@ -1334,14 +1740,12 @@ truncate_heap(int place)
 		}
 		if (place != RECORD_PARKED)
 		{
-			know_nothing(&knowledge[place]);
+			know_nothing(place);
 			if (waiting == 0)
 				knowledge[place].pages = 0;
 			pg_atomic_write_u32(&worker_state->outbox_settled[place], 0);
 		}
-		if (waiting == 0)
-			pg_atomic_write_u32(&worker_state->outbox_blocks[place], 0);
-		else if (place != RECORD_PARKED)
+		if (waiting > 0 && place != RECORD_PARKED)
 			shared_events_committed(worker_state, RECORD_LANE(place),
 									(uint64) waiting);
 		relation_close(relation, NoLock);
@@ -1355,7 +1759,6 @@ truncate_heap(int place)
 typedef struct Staying
 {
 	HeapTuple *tuples;
-	ItemPointerData *old; /* where they were */
 	int count;
 	int most;
 	Size bytes;
@@ -1375,62 +1778,10 @@ collect_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 		staying->most *= 2;
 		staying->tuples =
 			repalloc(staying->tuples, staying->most * sizeof(HeapTuple));
-		staying->old =
-			repalloc(staying->old, staying->most * sizeof(ItemPointerData));
 	}
-	staying->old[staying->count] = tuple->t_self;
 	staying->tuples[staying->count++] =
 		heap_copytuple(unconstify(HeapTupleData *, tuple));
 	return false;
-}
-
-static int
-compare_ids(const void *left, const void *right)
-{
-	int64 a = (*(EventRecord *const *) left)->id;
-	int64 b = (*(EventRecord *const *) right)->id;
-
-	return a < b ? -1 : a > b ? 1 : 0;
-}
-
-/* The parked records in flight, by their ids. */
-static EventRecord **
-parked_flights(int *count)
-{
-	EventRecord **records =
-		palloc((hash_get_num_entries(in_flight) + 1) * sizeof(EventRecord *));
-	HASH_SEQ_STATUS scan;
-	Flight *flight;
-
-	*count = 0;
-	hash_seq_init(&scan, in_flight);
-	while ((flight = hash_seq_search(&scan)) != NULL)
-		if (flight->key.place == RECORD_PARKED)
-			records[(*count)++] = flight->record;
-	qsort(records, *count, sizeof(EventRecord *), compare_ids);
-	return records;
-}
-
-/* Tells records in flight where their rows are now. */
-static void
-redirect_flights(const Staying *staying, EventRecord **records, int count)
-{
-	for (int i = 0; i < count; i++)
-		land(records[i]);
-	for (int i = 0; i < staying->count; i++)
-	{
-		const HeapRow *row = (const HeapRow *) GETSTRUCT(staying->tuples[i]);
-		EventRecord key = {.id = row->record};
-		EventRecord *wanted = &key;
-		EventRecord **found = bsearch(&wanted, records, count,
-									  sizeof(EventRecord *), compare_ids);
-
-		if (found != NULL && row->chunk < (*found)->ntids &&
-			ItemPointerEquals(&(*found)->tids[row->chunk], &staying->old[i]))
-			(*found)->tids[row->chunk] = staying->tuples[i]->t_self;
-	}
-	for (int i = 0; i < count; i++)
-		take_off(records[i]);
 }
 
 /* Moves what stays to a new file.  The rows are seen by all snapshots. */
@@ -1458,18 +1809,13 @@ compact_parked(void)
 	Staying staying = {.most = 64};
 	HeapWalk walk = {collect_row, NULL, &staying};
 	Relation relation = NULL;
-	EventRecord **flights = NULL;
 	BlockNumber pages = 0;
-	int nflights = 0;
 	bool locked = false;
 
 	if (compaction == NULL)
 		compaction = AllocSetContextCreate(
 			records_context, "absmartly compaction", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(compaction);
-	for (int i = 0; i < LANE_COUNT; i++)
-		forget_records(&passes[i].incomplete);
-	forget_records(&to_park);
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -1481,12 +1827,10 @@ compact_parked(void)
 		MemoryContextSwitchTo(compaction);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		staying.tuples = palloc(staying.most * sizeof(HeapTuple));
-		staying.old = palloc(staying.most * sizeof(ItemPointerData));
 		staying.limit =
 			Min(COMPACT_BYTES,
 				(Size) RelationGetNumberOfBlocks(relation) * BLCKSZ / 2);
 		heaps_walk(relation, &walk);
-		flights = parked_flights(&nflights);
 		if (staying.bytes <= staying.limit)
 			move_rows(relation, &staying);
 		PopActiveSnapshot();
@@ -1501,19 +1845,11 @@ compact_parked(void)
 	parked_done = 0;
 	if (staying.bytes <= staying.limit)
 	{
-		redirect_flights(&staying, flights, nflights);
 		pg_atomic_write_u32(&worker_state->outbox_blocks[RECORD_PARKED], pages);
 		/* the next pass finds out what is where */
 		held_forget_all();
 		for (int i = 0; i < LANE_COUNT; i++)
-		{
-			Pass *moved = &passes[i];
-
-			moved->parked_wanted = true;
-			if (moved->at < moved->heaps &&
-				moved->order[moved->at] == RECORD_PARKED)
-				moved->entered = false;
-		}
+			passes[i].parked_wanted = true;
 	}
 	MemoryContextReset(compaction);
 	return true;
@@ -1539,7 +1875,7 @@ look_at_heaps(EventLane of_lane)
 			found = relation != NULL;
 			if (found)
 			{
-				know_heap(place, relation);
+				know_heap(place, relation, false);
 				relation_close(relation, AccessShareLock);
 			}
 		}
@@ -1580,7 +1916,8 @@ maintain_lane(DatabaseState *state, EventLane of_lane, BlockNumber least,
 
 	/* when idle, what has not been seen to be done are just its last pages */
 	if (knowledge[other].pages > 0 &&
-		(idle || heap_is_drained(&knowledge[other])))
+		(heap_is_drained(&knowledge[other]) ||
+		 (idle && heap_was_empty(&knowledge[other]))))
 		locked = truncate_heap(other);
 	if (pg_atomic_read_u32(&state->outbox_blocks[active]) >= least &&
 		look_at_heaps(of_lane) && is_time_to_change(active, least))
@@ -1588,7 +1925,7 @@ maintain_lane(DatabaseState *state, EventLane of_lane, BlockNumber least,
 		bool stays = !heap_is_drained(&knowledge[other]);
 
 		pg_atomic_write_u32(&state->outbox_active[of_lane], 1 - number);
-		if (idle)
+		if (idle && heap_was_empty(&knowledge[active]))
 		{
 			bool truncated = truncate_heap(active);
 

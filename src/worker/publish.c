@@ -860,8 +860,6 @@ read_batch(DatabaseState *state, EventLane which)
 		lane->pass_wanted = false;
 		lane->ticket_pass = ticket != 0;
 		pause_for(&lane->fallback, FALLBACK_MS);
-		/* it may come upon something to tidy up */
-		maintenance.until = 0;
 	}
 
 	if (!step_try(state, "could not read events", step_fill, &fill))
@@ -890,6 +888,8 @@ read_batch(DatabaseState *state, EventLane which)
 	}
 	if (live)
 		contexts_pass_read(replicated_pass_moment(which));
+	/* it may have come upon something to tidy up */
+	maintenance.until = 0;
 }
 
 /*
