@@ -38,6 +38,7 @@ transaction_end(XactEvent event, void *argument)
 			break;
 		case XACT_EVENT_ABORT:
 			context_after_abort();
+			buffer_undone();
 			buffer_forget();
 			logger_forget();
 			break;

@@ -149,6 +149,8 @@ static uint64 outbox_room; /* bytes of exposures that the outbox can take */
 static bool goals_recorded; /* some perhaps undone since */
 static bool goals_dropped;
 static bool exposures_dropped; /* so don't claim that they were queued */
+static bool commit_prepared; /* nothing that commit needs is left to be had */
+static bool written; /* to the outbox */
 static uint64 ndeduplicated;
 
 static Mark *marks;
@@ -217,6 +219,9 @@ buffer_forget(void)
 	goals_recorded = false;
 	goals_dropped = false;
 	exposures_dropped = false;
+	commit_prepared = false;
+	written = false;
+	outbox_reservation_gone();
 	ndeduplicated = 0;
 	marks = NULL;
 	nmarks = 0;
@@ -288,6 +293,23 @@ start_recording(void)
 									ALLOCSET_DEFAULT_SIZES);
 	measure_room();
 	recording = true;
+}
+
+/*
+ * What is recorded now is going to be written to the outbox: takes what that
+ * needs and may not be there at commit.  That is places in the lock table, one
+ * of them for a transaction id.  Only a query that runs in parallel can have
+ * none given, and leaves it to the next event, or to the commit.
+ */
+static void
+prepare_commit(void)
+{
+	if (likely(commit_prepared))
+		return;
+	if (!IsInParallelMode())
+		(void) GetTopTransactionId();
+	(void) outbox_reserve(OUTBOX_PLACES, true);
+	commit_prepared = TransactionIdIsValid(GetTopTransactionIdIfAny());
 }
 
 static StreamKind
@@ -416,10 +438,12 @@ restore_cut(Stream *stream)
 	MemoryContextSwitchTo(previous);
 }
 
-/* Moves the finished payloads to the temporary file. */
+/* Moves the finished payloads to the temporary file, with no block left. */
 static void
 spill(StreamKind kind)
 {
+	const FilePosition start = {0, 0};
+	FilePosition end;
 	Stream *stream = &streams[kind];
 	MemoryContext previous = MemoryContextSwitchTo(context);
 	ResourceOwner owner = CurrentResourceOwner;
@@ -455,7 +479,10 @@ spill(StreamKind kind)
 		BufFileWrite(stream->file, unconstify(char *, payload->data),
 					 payload->length);
 	}
-	remember_position(&stream->end, stream->file);
+	remember_position(&end, stream->file);
+	/* writes the last block, which must not fail at commit */
+	seek(stream->file, &start);
+	stream->end = end;
 	for (int i = 0; i < stream->nfinished; i++)
 		pfree(unconstify(char *, stream->finished[i].data));
 	stream->nspilled += stream->nfinished;
@@ -871,6 +898,8 @@ record_goal(uint64 key, const EventContext *event_context,
 		shared_count(COUNTER_GOALS_DROPPED, 1);
 		return false;
 	}
+	if (kind == STREAM_OUTBOX)
+		prepare_commit();
 	mark_level();
 	goals_recorded = true;
 	stream_add(kind, key, event_context, NULL, goal);
@@ -975,6 +1004,7 @@ buffer_progress(const BackfillProgress *backfill)
 
 	if (!recording)
 		start_recording();
+	prepare_commit();
 	mark_level();
 	if (nprogress == max_progress)
 	{
@@ -1222,10 +1252,12 @@ write_stream(Writing *writing, Stream *stream)
 	}
 }
 
-static void
+/* False: the outbox is gone. */
+static bool
 write_all(bool prepare)
 {
 	Writing writing = {.prepare = prepare};
+	bool any = false;
 
 	/* what a backfill records is bulk */
 	if (nprogress > 0 && writer_for(&writing, LANE_BULK) != NULL)
@@ -1235,7 +1267,11 @@ write_all(bool prepare)
 		write_stream(&writing, &streams[STREAM_MEMORY]);
 	for (int lane = 0; lane < LANE_COUNT; lane++)
 		if (writing.writers[lane] != NULL)
+		{
 			outbox_write_end(writing.writers[lane]);
+			any = true;
+		}
+	return any;
 }
 
 /*
@@ -1302,6 +1338,20 @@ can_leave_to_worker(const Stream *outbox)
 		   queue_has_room(PAYLOAD_BYTES);
 }
 
+/*
+ * Whether what writing locks can be had.  For exposures alone nothing was
+ * reserved: they are not worth that, and rather dropped than the commit failed.
+ */
+static bool
+has_places(void)
+{
+	return goals_recorded || nprogress > 0 ||
+		   outbox_reserve(TransactionIdIsValid(GetTopTransactionIdIfAny())
+							  ? OUTBOX_PLACES
+							  : OUTBOX_PLACES_WITH_ID,
+						  false);
+}
+
 void
 buffer_flush(bool prepare)
 {
@@ -1320,13 +1370,15 @@ buffer_flush(bool prepare)
 	/* in a procedure the present one is its portal's */
 	CurrentResourceOwner = TopTransactionResourceOwner;
 
-	if (writable && !prepare && can_leave_to_worker(outbox))
+	if (writable && !prepare &&
+		(can_leave_to_worker(outbox) ||
+		 (!stream_is_empty(outbox) && !has_places())))
 		writable = false;
 	if (writable && (!stream_is_empty(outbox) || nprogress > 0 ||
 					 (prepare && !stream_is_empty(memory))))
 	{
 		choose_commit();
-		write_all(prepare);
+		written = write_all(prepare);
 	}
 	if (!writable && !stream_is_empty(outbox))
 	{
@@ -1343,6 +1395,7 @@ buffer_flush(bool prepare)
 	if (!(prepare && writable) && !stream_is_empty(memory))
 		list_for_queue(memory);
 
+	outbox_unreserve();
 	for (int kind = 0; kind < STREAM_COUNT; kind++)
 		if (streams[kind].file != NULL)
 		{
@@ -1373,6 +1426,14 @@ publish_marks(void)
 		dedup_mark(exposed[i], now);
 }
 
+/* The worker shall go through both lanes. */
+static void
+want_passes(void)
+{
+	for (EventLane lane = LANE_LIVE; lane < LANE_COUNT; lane++)
+		shared_events_committed(state, lane, 1);
+}
+
 /* Events were dropped: the worker is to say so, and sleeps perhaps. */
 static void
 announce_drops(void)
@@ -1383,8 +1444,17 @@ announce_drops(void)
 	if (TimestampDifferenceExceeds(announced_at, now, ANNOUNCE_MS))
 	{
 		announced_at = now;
+		/* it shall look whether there is room by now */
+		want_passes();
 		shared_wake_worker(state);
 	}
+}
+
+void
+buffer_undone(void)
+{
+	if (recording && written && state != NULL)
+		want_passes();
 }
 
 void

@@ -74,13 +74,16 @@ extern int64 buffer_time_ms(TimestampTz time);
 /*
  * The ends of transactions (transaction.c).  buffer_flush() writes what goes to
  * the outbox, when the transaction is going to commit or to be prepared; the
- * others allocate nothing and raise nothing.  After a commit, between
+ * others allocate nothing and raise nothing.  buffer_undone(), of an abort, has
+ * the worker look at what was written and is not to be sent, which counts as
+ * waiting until then.  After a commit, between
  * buffer_hand_over() and buffer_forget(), buffer_context_committed() tells how
  * many events of a context were committed, and the last record's number; 0 if
  * it was not the one that recorded last.
  */
 extern void buffer_flush(bool prepare);
 extern void buffer_hand_over(void);
+extern void buffer_undone(void);
 extern void buffer_forget(void);
 extern void buffer_subtransaction_end(SubXactEvent event);
 extern uint64 buffer_context_committed(uint64 key, uint64 *sequence);

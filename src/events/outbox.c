@@ -12,17 +12,27 @@
 #include "access/heapam.h"
 #include "access/relation.h"
 #include "access/tableam.h"
+#include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
 #include "events/encoding.h"
 #include "events/heaps.h"
 #include "events/outbox.h"
+
+/* how often, and after how long, absmartly_stat tries to lock a heap again */
+#define SUMMARY_TRIES 10
+#define SUMMARY_PAUSE_US 10000L
 
 struct OutboxWriter
 {
@@ -38,6 +48,9 @@ struct OutboxWriter
 };
 
 static OutboxWriter writers[LANE_COUNT];
+
+/* places of the lock table that this transaction keeps */
+static int reserved = 0;
 
 /*
  * Writers
@@ -67,8 +80,13 @@ outbox_size(EventLane lane)
 	if (state != NULL)
 	{
 		for (int number = 0; number < 2; number++)
-			blocks += pg_atomic_read_u32(
-				&state->outbox_blocks[RECORD_HEAP(lane, number)]);
+		{
+			int place = RECORD_HEAP(lane, number);
+			uint32 all = pg_atomic_read_u32(&state->outbox_blocks[place]);
+			uint32 empty = pg_atomic_read_u32(&state->outbox_empty[place]);
+
+			blocks += all - Min(all, empty);
+		}
 	}
 	else
 	{
@@ -99,13 +117,93 @@ choose_page(const OutboxWriter *to)
 		RelationSetTargetBlock(to->relation, InvalidBlockNumber);
 }
 
+/* A lock that means nothing, but has a place of its own. */
+static void
+set_reservation_tag(LOCKTAG *tag, int number)
+{
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, ExtensionRelationId, (Oid) MyProcPid,
+					   number + 1);
+}
+
+bool
+outbox_reserve(int places, bool must)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	bool good = true;
+
+	/* a subtransaction's end must not take it */
+	CurrentResourceOwner = TopTransactionResourceOwner;
+	while (good && reserved < places)
+	{
+		LOCKTAG tag;
+
+		set_reservation_tag(&tag, reserved);
+		good = compat_lock_at_once(&tag, AccessShareLock, must, NULL) !=
+			   LOCKACQUIRE_NOT_AVAIL;
+		if (good)
+			reserved++;
+	}
+	CurrentResourceOwner = owner;
+	return good;
+}
+
+void
+outbox_unreserve(void)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = TopTransactionResourceOwner;
+	while (reserved > 0)
+	{
+		LOCKTAG tag;
+
+		set_reservation_tag(&tag, --reserved);
+		(void) LockRelease(&tag, AccessShareLock, false);
+	}
+	CurrentResourceOwner = owner;
+}
+
+void
+outbox_reservation_gone(void)
+{
+	reserved = 0;
+}
+
+/* Opens the active heap, or the other one, if one can be locked at once. */
+static bool
+open_at_once(OutboxWriter *to, int active)
+{
+	/* the first may have just been left, and is being truncated */
+	for (int i = 0; i < (to->state != NULL ? 2 : 1) && heaps_find(); i++)
+	{
+		to->place = i == 0 ? active : RECORD_OTHER_HEAP(active);
+		to->relation = heaps_open(to->place, RowExclusiveLock, false);
+		if (to->relation != NULL)
+			return true;
+	}
+	return false;
+}
+
+Relation
+outbox_open_waiting(int place)
+{
+	bool limit = StatementTimeout > 0 && !get_timeout_active(STATEMENT_TIMEOUT);
+	Relation relation;
+
+	if (limit)
+		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
+	relation = heaps_open(place, RowExclusiveLock, true);
+	if (limit)
+		disable_timeout(STATEMENT_TIMEOUT, false);
+	return relation;
+}
+
 OutboxWriter *
 outbox_write_begin(EventLane lane, bool prepare)
 {
 	DatabaseState *state = shared_my_database();
 	OutboxWriter *to = &writers[lane];
 	int active = RECORD_HEAP(lane, 0);
-	int other = RECORD_OTHER_HEAP(active);
 
 	if (!heaps_find())
 	{
@@ -116,25 +214,20 @@ outbox_write_begin(EventLane lane, bool prepare)
 	}
 	memset(to, 0, sizeof(*to));
 	if (state != NULL)
-	{
 		active =
 			RECORD_HEAP(lane, pg_atomic_read_u32(&state->outbox_active[lane]));
-		other = RECORD_OTHER_HEAP(active);
-	}
 	to->state = state;
-	to->place = active;
-	to->relation = heaps_open(active, RowExclusiveLock, false);
-	if (to->relation == NULL && state != NULL && heaps_find())
+	if (!open_at_once(to, active))
 	{
-		/* it has just been left, and is being truncated */
-		to->place = other;
-		to->relation = heaps_open(other, RowExclusiveLock, false);
+		/* the lock table may be full */
+		outbox_unreserve();
+		if (!open_at_once(to, active) && heaps_find())
+		{
+			to->place = active;
+			to->relation = outbox_open_waiting(active);
+		}
 	}
-	if (to->relation == NULL && heaps_find())
-	{
-		to->place = active;
-		to->relation = heaps_open(active, RowExclusiveLock, true);
-	}
+	outbox_unreserve();
 	if (to->relation == NULL)
 		return NULL;
 	to->origin = record_current_origin();
@@ -385,6 +478,24 @@ summarize(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	return false;
 }
 
+/* Opens a heap to look at it; NULL: somebody keeps it locked. */
+static Relation
+open_to_look(int place)
+{
+	Relation relation = NULL;
+
+	/* the worker locks one for a moment when it truncates it */
+	for (int i = 0; i < SUMMARY_TRIES && heaps_find(); i++)
+	{
+		relation = heaps_open(place, AccessShareLock, false);
+		if (relation != NULL)
+			break;
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(SUMMARY_PAUSE_US);
+	}
+	return relation;
+}
+
 void
 outbox_summary(OutboxSummary *summary)
 {
@@ -392,22 +503,18 @@ outbox_summary(OutboxSummary *summary)
 	HeapWalk walk = {summarize, NULL, &work};
 
 	memset(summary, 0, sizeof(*summary));
-	if (!heaps_find())
-		return;
-	for (int place = 0; place < HEAPS_COUNT; place++)
+	summary->known = true;
+	for (int place = 0; place < HEAPS_COUNT && heaps_find(); place++)
 	{
-		Relation relation = heaps_open(place, AccessShareLock, true);
-		int64 bytes;
+		Relation relation = open_to_look(place);
 
-		if (relation == NULL)
-			continue;
+		summary->known = relation != NULL;
+		if (!summary->known)
+			break;
 		work.lane = place == RECORD_PARKED ? LANE_BULK : RECORD_LANE(place);
 		heaps_walk(relation, &walk);
-		bytes = (int64) RelationGetNumberOfBlocks(relation) * BLCKSZ;
-		if (place == RECORD_PARKED)
-			summary->parked_bytes += bytes;
-		else
-			summary->lanes[work.lane].bytes += bytes;
 		relation_close(relation, AccessShareLock);
 	}
+	for (EventLane lane = LANE_LIVE; lane < LANE_COUNT && heaps_find(); lane++)
+		summary->lanes[lane].bytes = (int64) outbox_size(lane);
 }

@@ -15,6 +15,8 @@
 
 #include "postgres.h"
 
+#include "utils/rel.h"
+
 #include "events/record.h"
 
 /* Column status; its values are part of the interface of the views. */
@@ -50,9 +52,25 @@ typedef enum OutboxStatus
 extern void outbox_require(void);
 
 /*
- * Bytes of a lane's heaps, which are written and emptied in turns, as far as is
- * known without looking long.  What is parked does not count: delivery makes no
- * room there.
+ * Keeps places in the lock table for what writing at the end of this
+ * transaction locks, so that a commit does not fail for want of them; until
+ * outbox_write_begin() or outbox_unreserve().  must: raises 53200 if it is
+ * full, else gives false.
+ */
+extern bool outbox_reserve(int places, bool must);
+extern void outbox_unreserve(void);
+
+/* To be called at the transaction's end, which has let go of them. */
+extern void outbox_reservation_gone(void);
+
+/* a heap, and its extension; before that, for the transaction's id */
+#define OUTBOX_PLACES 2
+#define OUTBOX_PLACES_WITH_ID 3
+
+/*
+ * Bytes of the pages of a lane, which are written and emptied in turns, on
+ * which something waits, as far as is known without looking.  What is parked
+ * does not count: delivery makes no room there.
  */
 extern uint64 outbox_size(EventLane lane);
 
@@ -69,6 +87,13 @@ extern void outbox_write_record(OutboxWriter *writer,
 /* What is written from here on gets a note; gives the time of the records. */
 extern TimestampTz outbox_write_note(OutboxWriter *writer, const char *note);
 extern void outbox_write_end(OutboxWriter *writer);
+
+/*
+ * Opens a heap that somebody may have locked.  At the end of a transaction the
+ * statement's time limit is over, so it begins anew: who waits can be ended by
+ * what ends a statement.  NULL: it is gone.
+ */
+extern Relation outbox_open_waiting(int place);
 
 /*
  * The worker's side.  Everything here is called outside of transactions, but
@@ -169,19 +194,19 @@ extern int64 outbox_discard(int64 id);
 /* Tells the worker that parked records, with so many events, have changed. */
 extern void outbox_parked_changed(uint64 events);
 
-/* What waits, for absmartly_stat: looks through the heaps. */
+/* What waits, for absmartly_stat: looks through the heaps, never waits. */
 typedef struct OutboxLaneSummary
 {
 	int64 records;
 	int64 events;
-	int64 bytes; /* of the files */
+	int64 bytes; /* outbox_size() of it */
 	TimestampTz oldest; /* 0: nothing waits */
 } OutboxLaneSummary;
 
 typedef struct OutboxSummary
 {
+	bool known; /* else there is nothing but bytes: a heap is locked */
 	OutboxLaneSummary lanes[LANE_COUNT];
-	int64 parked_bytes; /* that neither of them has */
 	int64 held_records;
 	int64 foreign_records;
 	int64 dead_events;

@@ -112,7 +112,7 @@ progress_lock(const ProgressKey *key, LOCKTAG *lock)
 void
 progress_write(const BackfillProgress *progress, TimestampTz created)
 {
-	Relation relation = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
+	Relation relation = outbox_open_waiting(RECORD_PARKED);
 	const char *position = progress->position ? progress->position : "";
 	ProgressHeader header = {
 		.version = PROGRESS_VERSION,

@@ -341,6 +341,16 @@ stat_add_age(StatRow *row, TimestampTz time)
 						  TimestampTzGetDatum(time)));
 }
 
+/* A number that can't be told while somebody has locked the outbox. */
+static void
+stat_add_known(StatRow *row, bool known, int64 value)
+{
+	if (known)
+		stat_add(row, Int64GetDatum(value));
+	else
+		stat_add_null(row);
+}
+
 /* The columns on what waits in the outbox. */
 static void
 stat_add_outbox(StatRow *row, const OutboxSummary *outbox)
@@ -348,16 +358,15 @@ stat_add_outbox(StatRow *row, const OutboxSummary *outbox)
 	const OutboxLaneSummary *live = &outbox->lanes[LANE_LIVE];
 	const OutboxLaneSummary *bulk = &outbox->lanes[LANE_BULK];
 
-	stat_add(row, Int64GetDatum(live->records + bulk->records));
-	stat_add(row, Int64GetDatum(live->events + bulk->events));
-	stat_add(row,
-			 Int64GetDatum(live->bytes + bulk->bytes + outbox->parked_bytes));
+	stat_add_known(row, outbox->known, live->records + bulk->records);
+	stat_add_known(row, outbox->known, live->events + bulk->events);
+	stat_add(row, Int64GetDatum(live->bytes + bulk->bytes));
 	stat_add_age(row, live->oldest == 0   ? bulk->oldest
 					  : bulk->oldest == 0 ? live->oldest
 										  : Min(live->oldest, bulk->oldest));
 	stat_add_age(row, live->oldest);
-	stat_add(row, Int64GetDatum(bulk->records));
-	stat_add(row, Int64GetDatum(bulk->events));
+	stat_add_known(row, outbox->known, bulk->records);
+	stat_add_known(row, outbox->known, bulk->events);
 	stat_add(row, Int64GetDatum(bulk->bytes));
 	stat_add_age(row, bulk->oldest);
 }
@@ -395,9 +404,9 @@ stat_add_events(StatRow *row, DatabaseState *state)
 		stat_add(row, Int64GetDatum((int64) pg_atomic_read_u64(
 						  &state->counters[dropped[i]])));
 	stat_add_outbox(row, &outbox);
-	stat_add(row, Int64GetDatum(outbox.held_records));
-	stat_add(row, Int64GetDatum(outbox.foreign_records));
-	stat_add(row, Int64GetDatum(outbox.dead_events));
+	stat_add_known(row, outbox.known, outbox.held_records);
+	stat_add_known(row, outbox.known, outbox.foreign_records);
+	stat_add_known(row, outbox.known, outbox.dead_events);
 	stat_add(row, Int64GetDatum(queue_entries));
 	stat_add(row, Int64GetDatum(queue_bytes));
 	stat_add(row, Int64GetDatum(publish->requests));

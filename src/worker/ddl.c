@@ -282,6 +282,16 @@ announce_prepared(void)
 		shared_request_probe(MyDatabaseId);
 }
 
+/* What it may have written is undone: the worker shall see that it is. */
+static void
+announce_undone(void)
+{
+	DatabaseState *state = shared_my_database();
+
+	if (state != NULL)
+		shared_events_committed(state, 1);
+}
+
 static void
 ddl_process_utility(PlannedStmt *statement, const char *source,
 					bool read_only_tree, ProcessUtilityContext context,
@@ -330,6 +340,9 @@ ddl_process_utility(PlannedStmt *statement, const char *source,
 			if (((TransactionStmt *) command)->kind ==
 				TRANS_STMT_COMMIT_PREPARED)
 				announce_prepared();
+			else if (((TransactionStmt *) command)->kind ==
+					 TRANS_STMT_ROLLBACK_PREPARED)
+				announce_undone();
 			break;
 		default:
 			break;
