@@ -479,6 +479,13 @@ shared_events_committed(DatabaseState *state, EventLane lane, uint64 contexts)
 		shared_wake_worker(state);
 }
 
+void
+shared_events_undone(DatabaseState *state)
+{
+	for (EventLane lane = LANE_LIVE; lane < LANE_COUNT; lane++)
+		shared_events_committed(state, lane, 1);
+}
+
 uint64
 shared_events_take(DatabaseState *state, EventLane lane)
 {

@@ -347,6 +347,9 @@ extern void shared_wake_worker(DatabaseState *state);
 extern void shared_events_committed(DatabaseState *state, EventLane lane,
 									uint64 contexts);
 
+/* Has the worker look at all of the outbox: there may be more room by now. */
+extern void shared_events_undone(DatabaseState *state);
+
 /*
  * The worker's side: takes what was told so far, and forgets it; says at how
  * many it wants to be woken (0: not at all).  False if there are as many

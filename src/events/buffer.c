@@ -1426,15 +1426,6 @@ publish_marks(void)
 		dedup_mark(exposed[i], now);
 }
 
-/* The worker shall go through both lanes. */
-static void
-want_passes(void)
-{
-	for (EventLane lane = LANE_LIVE; lane < LANE_COUNT; lane++)
-		shared_events_committed(state, lane, 1);
-}
-
-/* Events were dropped: the worker is to say so, and sleeps perhaps. */
 static void
 announce_drops(void)
 {
@@ -1445,7 +1436,7 @@ announce_drops(void)
 	{
 		announced_at = now;
 		/* it shall look whether there is room by now */
-		want_passes();
+		shared_events_undone(state);
 		shared_wake_worker(state);
 	}
 }
@@ -1454,7 +1445,7 @@ void
 buffer_undone(void)
 {
 	if (recording && written && state != NULL)
-		want_passes();
+		shared_events_undone(state);
 }
 
 void

@@ -455,6 +455,22 @@ forget_visibility(Relation relation, BlockNumber page, Buffer map)
 	LockBuffer(map, BUFFER_LOCK_UNLOCK);
 }
 
+/* Whether a row of that record is there. */
+static bool
+is_row_of(Relation relation, Buffer buffer, OffsetNumber offset, int64 record)
+{
+	Page page = BufferGetPage(buffer);
+	HeapTupleData tuple;
+	ItemId item;
+
+	if (PageIsNew(page) || offset > PageGetMaxOffsetNumber(page))
+		return false;
+	item = PageGetItemId(page, offset);
+	return ItemIdIsNormal(item) && heap_row(page, item)->record == record &&
+		   row_fate(relation, buffer, BufferGetBlockNumber(buffer), item,
+					offset, &tuple) == ROW_THERE;
+}
+
 /*
  * Does what heap_delete() does, by generic WAL: so logical decoding sees
  * nothing of it.  Nobody else deletes or locks rows of the outbox.
@@ -481,9 +497,7 @@ heaps_remove(Relation relation, const ItemPointerData *place, int64 record)
 		visibilitymap_pin(relation, page_number, &map);
 		LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
 	}
-	if (!PageIsNew(page) && offset <= PageGetMaxOffsetNumber(page) &&
-		ItemIdIsNormal(PageGetItemId(page, offset)) &&
-		heap_row(page, PageGetItemId(page, offset))->record == record)
+	if (is_row_of(relation, buffer, offset, record))
 	{
 		GenericXLogState *xlog;
 		HeapTupleHeader header;

@@ -146,9 +146,9 @@ extern void heaps_walk(Relation relation, const HeapWalk *walk);
 extern bool heaps_page_is_empty(Relation relation, Buffer buffer);
 
 /*
- * Deletes a row, if it is of that record, in this transaction: so that it is
- * there, for everybody, exactly as long as what the transaction writes in its
- * place is not.
+ * Deletes a row, if it is of that record and there, in this transaction: so
+ * that it is there, for everybody, exactly as long as what the transaction
+ * writes in its place is not.
  */
 extern void heaps_remove(Relation relation, const ItemPointerData *place,
 						 int64 record);

@@ -162,18 +162,16 @@ extern void outbox_release(EventRecord *record);
 extern void outbox_acknowledge(EventRecord **records, int count, bool flush);
 
 /*
- * Parks events, for good.  note is in the database's
- * encoding, for OUTBOX_DEAD the collector's words; it is cut if it is long.
+ * Parks events, for good: all rows between begin and end, or none.  note is in
+ * the database's encoding, for OUTBOX_DEAD the collector's words; it is cut if
+ * it is long.
  */
-extern void outbox_park(const EventOrigin *origin, TimestampTz created,
-						const EventPayload *payload, OutboxStatus status,
-						const char *note);
-
-/* The same for many rows, all of them or none. */
 extern void outbox_park_begin(void);
 extern void outbox_park_row(const EventOrigin *origin, TimestampTz created,
 							const EventPayload *payload, OutboxStatus status,
 							const char *note);
+/* takes away what a row is a copy of, or of a part: it is there no more */
+extern void outbox_park_original(const EventRecord *record);
 extern void outbox_park_end(void);
 
 /*

@@ -1668,6 +1668,22 @@ outbox_park_row(const EventOrigin *origin, TimestampTz created,
 }
 
 void
+outbox_park_original(const EventRecord *record)
+{
+	Relation relation;
+
+	if (parked_rows == NULL)
+		return;
+	relation = heaps_open(record->place, RowExclusiveLock, true);
+	if (relation == NULL)
+		return;
+	follow_file(record->place, relation);
+	for (int i = 0; i < record->ntids; i++)
+		heaps_remove(relation, &record->tids[i], record->id);
+	relation_close(relation, NoLock);
+}
+
+void
 outbox_park_end(void)
 {
 	if (parked_rows != NULL)
@@ -1675,18 +1691,6 @@ outbox_park_end(void)
 	parked_rows = NULL;
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-}
-
-void
-outbox_park(const EventOrigin *origin, TimestampTz created,
-			const EventPayload *payload, OutboxStatus status, const char *note)
-{
-	MemoryContext context = CurrentMemoryContext;
-
-	outbox_park_begin();
-	outbox_park_row(origin, created, payload, status, note);
-	outbox_park_end();
-	MemoryContextSwitchTo(context);
 }
 
 /*

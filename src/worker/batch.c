@@ -89,6 +89,7 @@ static bool in_recovery;
 static dlist_head live = DLIST_STATIC_INIT(live);
 static dlist_head done = DLIST_STATIC_INIT(done);
 static dlist_head refused = DLIST_STATIC_INIT(refused);
+static uint32 nletters_due = 0; /* of refused, whose sources are settled */
 static int noutbox_done = 0; /* records of the outbox in done */
 
 /* what an error must not leave behind: on its way into one of the lists */
@@ -152,6 +153,7 @@ forget_everything(void)
 	dlist_init(&live);
 	dlist_init(&done);
 	dlist_init(&refused);
+	nletters_due = 0;
 	noutbox_done = 0;
 	loose_record = NULL;
 	loose_source = NULL;
@@ -301,7 +303,13 @@ batch_create(uint64 serial, EventLane of_lane)
 static void
 finish_one(BatchSource *source)
 {
-	if (--source->undone > 0)
+	source->undone--;
+	if (source->nletters > 0 && source->undone == source->nletters)
+	{
+		source->all_settled = true;
+		nletters_due += source->nletters;
+	}
+	if (source->undone > 0)
 		return;
 	dlist_delete(&source->node);
 	dlist_push_tail(&done, &source->node);
@@ -1195,6 +1203,8 @@ batch_refuse(Batch *batch, int item, uint32 number, bool goal,
 	MemoryContextSwitchTo(caller);
 
 	dlist_push_tail(&refused, &entry->node);
+	if (source->nletters++ == 0)
+		source->first_letter = number;
 	source->undone++;
 	source->settled = true;
 	if (goal)
@@ -1286,7 +1296,7 @@ batch_free(Batch *batch)
 bool
 batch_have_refused(void)
 {
-	return !dlist_is_empty(&refused);
+	return nletters_due > 0;
 }
 
 /*
@@ -1319,6 +1329,51 @@ park_event(const SourceWalk *walk, const char *words)
 	pfree(data);
 }
 
+static void
+warn_of_damage(void)
+{
+	ereport(WARNING, (errcode(ERRCODE_DATA_CORRUPTED),
+					  errmsg("absmartly: a record of events is damaged"),
+					  errdetail("What could be read of it was sent.")));
+}
+
+/*
+ * A record of which something is parked goes with that, in one transaction: so
+ * a crash does not leave both.  What of it could not be read is parked, too.
+ */
+static void
+park_record(const SourceRecord *source)
+{
+	const EventRecord *record = source->record;
+
+	if (source->damaged)
+	{
+		EventPayload payload = record->payload;
+
+		warn_of_damage();
+		/* its events are pending no more */
+		payload.context = 0;
+		payload.sequence = 0;
+		outbox_park_row(record->origin, record->created, &payload,
+						OUTBOX_UNREADABLE, "the record is damaged");
+	}
+	outbox_park_original(record);
+}
+
+/* The first of the letters of a source, as they stand in the list. */
+static bool
+is_first_letter(const Refused *letter)
+{
+	return letter->source->first_letter == letter->number;
+}
+
+/* Whether a letter is to be written now: if its source is read again, no. */
+static bool
+is_due(const Refused *letter)
+{
+	return letter->source->all_settled && !letter->source->give_back;
+}
+
 /*
  * Makes dead letters, a row of each.  The events are in their records still,
  * and come in their order as a rule, so that one walk finds those of a source.
@@ -1333,28 +1388,45 @@ park_letters(void)
 	dlist_foreach(iter, &refused)
 	{
 		const Refused *letter = dlist_container(Refused, node, iter.cur);
+		const BatchSource *source = letter->source;
 
 		CHECK_FOR_INTERRUPTS();
-		if (walk.source != letter->source || walk.next > letter->number)
-			source_walk(&walk, letter->source);
+		if (!is_due(letter))
+			continue;
+		if (is_first_letter(letter))
+			for (int i = 0; i < source->nrecords; i++)
+				park_record(&source->records[i]);
+		if (walk.source != source || walk.next > letter->number)
+			source_walk(&walk, source);
 		if (source_seek(&walk, letter->number))
 			park_event(&walk, letter->words);
 	}
 	outbox_park_end();
 }
 
+/* Letters wait until nothing else of their records is under way. */
 void
 batch_park_refused(void)
 {
+	dlist_mutable_iter iter;
+
 	/* a standby has no place for them */
 	if (!in_recovery)
 		park_letters();
-	while (!dlist_is_empty(&refused))
+	dlist_foreach_modify(iter, &refused)
 	{
-		Refused *letter = dlist_head_element(Refused, node, &refused);
+		Refused *letter = dlist_container(Refused, node, iter.cur);
+		BatchSource *source = letter->source;
 
+		if (!source->all_settled)
+			continue;
+		if (is_due(letter))
+			for (int i = 0; i < source->nrecords; i++)
+				source->records[i].damaged = false;
 		dlist_delete(&letter->node);
-		finish_one(letter->source);
+		nletters_due--;
+		source->nletters = 0;
+		finish_one(source);
 		pfree(letter->words);
 		pfree(letter);
 	}
@@ -1386,28 +1458,28 @@ release_source(DatabaseState *state, BatchSource *source, bool is_done)
 	free_source(source);
 }
 
-/* Keeps those records of a source that could not be read. */
+/* Keeps the records of a source that could not be read. */
 static void
 park_damaged(BatchSource *source)
 {
-	for (int i = 0; i < source->nrecords; i++)
-	{
-		const EventRecord *record = source->records[i].record;
-		EventPayload payload = record->payload;
+	bool any = false;
 
-		if (!source->records[i].damaged)
-			continue;
-		ereport(WARNING, (errcode(ERRCODE_DATA_CORRUPTED),
-						  errmsg("absmartly: a record of events is damaged"),
-						  errdetail("What could be read of it was sent.")));
-		/* its events are pending no more */
-		payload.context = 0;
-		payload.sequence = 0;
-		if (!in_recovery)
-			outbox_park(record->origin, record->created, &payload,
-						OUTBOX_UNREADABLE, "the record is damaged");
-		source->records[i].damaged = false;
+	for (int i = 0; i < source->nrecords; i++)
+		any |= source->records[i].damaged;
+	if (!any)
+		return;
+	if (in_recovery)
+		warn_of_damage();
+	else
+	{
+		outbox_park_begin();
+		for (int i = 0; i < source->nrecords; i++)
+			if (source->records[i].damaged)
+				park_record(&source->records[i]);
+		outbox_park_end();
 	}
+	for (int i = 0; i < source->nrecords; i++)
+		source->records[i].damaged = false;
 }
 
 /* Handles the records that are done but not simply delivered. */
@@ -1503,6 +1575,7 @@ batch_release_all(DatabaseState *state)
 		pfree(letter->words);
 		pfree(letter);
 	}
+	nletters_due = 0;
 	while (!dlist_is_empty(&live))
 		release_source(state, dlist_head_element(BatchSource, node, &live),
 					   false);

@@ -289,7 +289,7 @@ announce_undone(void)
 	DatabaseState *state = shared_my_database();
 
 	if (state != NULL)
-		shared_events_committed(state, 1);
+		shared_events_undone(state);
 }
 
 static void

@@ -36,6 +36,9 @@ typedef struct BatchSource
 	uint32 header_length;
 	uint32 undone; /* items, what is refused, and 1 while it is read */
 	Bitmapset *refused; /* numbers of events that are in no item any more */
+	uint32 nletters; /* that are to be written for these; 0: have been */
+	uint32 first_letter; /* the number of the first one */
+	bool all_settled; /* nothing but letters is left */
 	bool settled; /* some of its items are delivered, or refused */
 	bool give_back; /* is to be read again */
 	bool discarded; /* is not to be sent: its context has failed */

@@ -277,5 +277,35 @@ subtest 'VACUUM FULL of what is held, and of dead letters' => sub {
 };
 unlike(substr(log_of($node), $log), qr/could not read|WARNING: .*absmartly: could not/, 'the log has no error');
 
+#
+# Dead letters
+#
+
+# Before its original is marked somebody is in the way, and the worker is killed.
+subtest 'a crash while an event becomes a dead letter' => sub {
+	my $locker = $node->background_psql('postgres');
+	my $offset = -s $node->logfile;
+
+	ok(set_publishing('off'), 'events wait');
+	sql(track('letter'));
+	my $heap = sql(q{SELECT 'absmartly_outbox_' || min(place) FROM absmartly_outbox});
+	$collector->fault('/v1', { match => { method => 'PUT' }, reject_goal => 'letter', times => -1 });
+	$collector->pause;
+	configure($node, 'absmartly.publishing = on');
+	ok(await_sql($node, 'SELECT worker_state FROM absmartly_stat', 'publishing'), 'it is in flight');
+	$locker->query_safe("BEGIN; ALTER MATERIALIZED VIEW $heap OWNER TO CURRENT_USER");
+	$collector->resume;
+	my $worker = worker_pid($node);
+	ok(await_sql($node, "SELECT wait_event_type FROM pg_stat_activity WHERE pid = $worker", 'Lock'), 'it is refused, and can not be marked');
+	kill 'KILL', $worker;
+	ok(await_worker(), 'the worker is back');
+	publish();
+	is(sql('SELECT count(*) FROM absmartly_dead_letters'), '1', 'it is a dead letter, once');
+	is(sql('SELECT absmartly_discard()'), '1', 'which is dropped');
+	$collector->clear_faults('/v1');
+	ok(await_sql($node, $LEFT, '0'), 'nothing is left');
+	does_nothing('then');
+};
+
 $node->stop;
 done_testing();
