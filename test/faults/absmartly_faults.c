@@ -111,18 +111,39 @@ is_own(const void *address)
 	return (uintptr_t) address >= own_start && (uintptr_t) address < own_end;
 }
 
+/* The function that an address is in; what has been asked is remembered. */
+static const char *
+function_of(void *address)
+{
+	static struct
+	{
+		void *address;
+		const char *name;
+	} known[8192];
+	int at = (uintptr_t) address % lengthof(known);
+
+	if (known[at].address != address)
+	{
+		Dl_info info;
+
+		known[at].name = dladdr(address, &info) != 0 ? info.dli_sname : NULL;
+		known[at].address = address;
+	}
+	return known[at].name;
+}
+
 /* Whether one of the frames is of one of these functions. */
 static bool
 has_frame_of(void *const *frames, int count, const char *const *names)
 {
-	for (int i = 0; i < count; i++)
+	for (int i = 0; i < count && *names != NULL; i++)
 	{
-		Dl_info info;
+		const char *function = function_of(frames[i]);
 
-		if (dladdr(frames[i], &info) == 0 || info.dli_sname == NULL)
+		if (function == NULL)
 			continue;
 		for (const char *const *name = names; *name != NULL; name++)
-			if (strcmp(info.dli_sname, *name) == 0)
+			if (strcmp(function, *name) == 0)
 				return true;
 	}
 	return false;

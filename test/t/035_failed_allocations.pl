@@ -335,7 +335,7 @@ sub fail_nth
 			. sprintf($scenario{$name}, take(100))
 			. qq{\nROLLBACK;\nSELECT faults."end"();\nSELECT 'status', $_, seen, failed, critical, place FROM faults.status();\n}
 		} @some;
-		my ($status, $output, $error) = $node->psql($database, "SET client_min_messages = error;\n$script", on_error_stop => 0, timeout => 300);
+		my ($status, $output, $error) = $node->psql($database, "SET client_min_messages = error;\n$script", on_error_stop => 0, timeout => 5 * $PATIENCE);
 
 		push @outputs, map { [ split /\|/ ] } grep { /^status\|/ } split /\n/, $output;
 		if ($status != 0)
