@@ -282,6 +282,20 @@ obstacle(const DatabaseState *state)
 	return settings_publishing ? NULL : "\"absmartly.publishing\" is off";
 }
 
+/* Says once why nothing is sent, where that looks like an oversight. */
+static void
+report_obstacle(const DatabaseState *state, const char *reason)
+{
+	static bool reported = false;
+	bool oversight = reason != NULL && state->target.endpoint[0] != '\0' &&
+					 settings_publishing;
+
+	if (oversight && !reported)
+		ereport(WARNING, (errmsg("absmartly: events are kept, and not sent: %s",
+								 reason)));
+	reported = oversight;
+}
+
 /*
  * Sending
  */
@@ -955,6 +969,7 @@ publish_begin(DatabaseState *state, HttpClient *client)
 		(void) step_try(state, "could not look at the outbox", step_adopt,
 						NULL);
 	save_queue(state);
+	report_obstacle(state, reason);
 	if (reason != NULL)
 	{
 		contexts_fail(state, 0, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -342,6 +342,7 @@ subtest 'no application' => sub {
 		track(3, "without $setting");
 		fails_with($node, "SELECT absmartly_publish('$PATIENCE s');", '55000', qr/"absmartly\.$setting" is not set/, "without $setting nothing is sent");
 		is(scalar puts(), 0, 'not even tried');
+		like(log_of($node), qr/WARNING: .*absmartly: events are kept, and not sent: "absmartly\.$setting" is not set/, 'which the log tells');
 		$node->append_conf('postgresql.conf', "absmartly.$setting = 'x'\n");
 		$node->restart;
 		publish();
