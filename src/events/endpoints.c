@@ -138,6 +138,18 @@ endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 	LWLockRelease(&state->lock);
 }
 
+bool
+endpoints_are_seen(Oid database)
+{
+	DatabaseState *state = shared_database(database, false);
+	FileEndpoints kept;
+
+	if (state != NULL &&
+		(state->target_known || state->worker_state == WORKER_NO_SLOT))
+		return true;
+	return !file_read_endpoints(database, &kept);
+}
+
 void
 endpoints_announce(Oid database, const char *endpoint)
 {

@@ -33,6 +33,13 @@ extern void endpoints_note(DatabaseState *state, const char *endpoint,
  */
 extern void endpoints_announce(Oid database, const char *endpoint);
 
+/*
+ * Whether the worker has seen since the server's start which endpoint a
+ * database has, so that it can be announced what follows it; or there is none
+ * to follow.
+ */
+extern bool endpoints_are_seen(Oid database);
+
 /* Whether records with this stamp are to be sent from here. */
 extern bool endpoints_are_own(const DatabaseState *state, uint64 endpoint);
 

@@ -46,6 +46,8 @@
 #define POLITE_STOP_MS 500
 /* and waited for so long: PostgreSQL itself waits for 5 s then */
 #define STOP_TIMEOUT_MS 3000
+/* how long one may take to come after the server's start */
+#define WORKER_TIMEOUT_MS 5000
 
 /*
  * What the end of the transaction has to do for a database.  Lives in
@@ -198,6 +200,30 @@ note_changed_database(Oid database, bool target)
 }
 
 /*
+ * Another endpoint follows the one that the worker has seen.  Right after the
+ * server's start that may be to come.
+ */
+static void
+await_worker(Oid database)
+{
+	char *name = get_database_name(database);
+	TimestampTz start = GetCurrentTimestamp();
+
+	if (name == NULL || !settings_database_wanted(name))
+		return;
+	while (!endpoints_are_seen(database) &&
+		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
+									   WORKER_TIMEOUT_MS))
+	{
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10L,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/*
  * A database is about to have another endpoint: that is remembered before it is
  * committed.
  */
@@ -251,6 +277,19 @@ database_to_compare(Node *statement)
 			 ((AlterRoleSetStmt *) statement)->role == NULL)
 		name = ((AlterRoleSetStmt *) statement)->database;
 	return name ? get_database_oid(name, true) : InvalidOid;
+}
+
+/* Whether such a command may change the endpoint. */
+static bool
+is_about_endpoint(Node *statement)
+{
+	const VariableSetStmt *set =
+		IsA(statement, AlterDatabaseSetStmt)
+			? ((AlterDatabaseSetStmt *) statement)->setstmt
+			: ((AlterRoleSetStmt *) statement)->setstmt;
+
+	return set->name == NULL ||
+		   pg_strcasecmp(set->name, "absmartly.endpoint") == 0;
 }
 
 /*
@@ -309,7 +348,11 @@ ddl_process_utility(PlannedStmt *statement, const char *source,
 	if (OidIsValid(to_hold))
 		hold_database(to_hold);
 	if (OidIsValid(to_compare))
+	{
+		if (is_about_endpoint(command))
+			await_worker(to_compare);
 		database_settings_read(to_compare, &before);
+	}
 
 	if (prev_process_utility)
 		prev_process_utility(statement, source, read_only_tree, context,

@@ -10,7 +10,7 @@ use PostgreSQL::Test::Cluster;
 use Test::More;
 
 my $data = experiments(experiment('exp'));
-my @spaces = map {"/e$_/v1"} 0 .. 12;
+my @spaces = map {"/e$_/v1"} 0 .. 13;
 my $collector = start_collector(space_data => { map { $_ => $data } '/copy/v1', @spaces });
 my $node = start_node('main', collector => $collector, space => shift @spaces, streaming => 1, settings => <<'EOT');
 absmartly.publish_delay = 20ms
@@ -110,6 +110,12 @@ for my $moment ('at once', 'before the worker has seen it', 'when the worker has
 	$node->stop('immediate');
 	delivers($space, $moment, 'shop', "an endpoint given by ALTER DATABASE, a crash $moment");
 }
+track('early', 'shop');
+$node->restart;
+$node->safe_psql('postgres', alter('shop', $spaces[0]));
+$node->stop('immediate');
+delivers($spaces[0], 'early', 'shop', 'one that comes right after the start, and a crash');
+shift @spaces;
 track('twice', 'shop');
 $node->safe_psql('postgres', alter('shop', $spaces[0]) . '; ' . alter('shop', $spaces[1]));
 $node->stop('immediate');
