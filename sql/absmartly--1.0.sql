@@ -839,13 +839,14 @@ REVOKE ALL ON absmartly_dead_letters FROM PUBLIC;
 -- Backfills
 --
 
-CREATE FUNCTION absmartly_property(value anyelement)
+-- Not polymorphic: another function of that name can't fit a row better.
+CREATE FUNCTION absmartly_properties(value record)
 RETURNS jsonb
-AS 'MODULE_PATHNAME', 'absmartly_property'
+AS 'MODULE_PATHNAME', 'absmartly_properties'
 LANGUAGE C STABLE STRICT PARALLEL SAFE COST 10;
 
-COMMENT ON FUNCTION absmartly_property(anyelement) IS
-'a value as JSON, as a tracking trigger sends it: whatever the settings of the session are';
+COMMENT ON FUNCTION absmartly_properties(record) IS
+'a row as an object, with values as a tracking trigger sends them: whatever the settings of the session are';
 
 -- The procedures commit, so that they are for CALL outside of transaction
 -- blocks only.  They run with the caller's rights, who reads the source and

@@ -342,10 +342,11 @@ append_property(StringInfo query, const Backfill *backfill,
 			append_column(query, column);
 			break;
 		default:
-			appendStringInfo(query, "%s.absmartly_property(",
+			appendStringInfo(query, "%s.absmartly_properties(ROW(",
 							 quote_identifier(backfill->extension_schema));
 			append_column(query, column);
-			appendStringInfoChar(query, ')');
+			appendStringInfoString(query, ")) OPERATOR(pg_catalog.->) "
+										  "'f1'::pg_catalog.text");
 			break;
 	}
 }
@@ -438,7 +439,7 @@ append_properties(StringInfo query, const Backfill *backfill, Relation relation)
 
 	if (*at == '*' && *skip_blanks(at + 1) == '\0')
 	{
-		appendStringInfo(query, "%s.absmartly_property(" ROW ".*)",
+		appendStringInfo(query, "%s.absmartly_properties(" ROW ".*)",
 						 quote_identifier(backfill->extension_schema));
 		return;
 	}

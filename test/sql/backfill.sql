@@ -340,7 +340,7 @@ RESET bytea_output;
 RESET TimeZone;
 RESET DateStyle;
 SELECT properties FROM backfill_events WHERE goal LIKE 'backfill %values' ORDER BY goal;
-SELECT absmartly_property(interval '1 day 1 hour'), absmartly_property(NULL::bytea) AS none, absmartly_property(ARRAY[1.50, NULL]);
+SELECT absmartly_properties(ROW (interval '1 day 1 hour', NULL, ARRAY[1.50, NULL]));
 
 -- parked events
 SELECT absmartly_requeue() AS requeued, absmartly_requeue(1) AS one, absmartly_discard(0) AS none;

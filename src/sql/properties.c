@@ -1,6 +1,6 @@
 /*
- * property.c
- *		absmartly_property(), a value as a trigger sends it.
+ * properties.c
+ *		absmartly_properties(), values as a trigger sends them.
  */
 #include "postgres.h"
 
@@ -31,15 +31,15 @@ writer_of(FunctionCallInfo fcinfo)
 	return function->fn_extra;
 }
 
-PG_FUNCTION_INFO_V1(absmartly_property);
+PG_FUNCTION_INFO_V1(absmartly_properties);
 
 /*
- * absmartly_property(value anyelement) -> jsonb; strict
+ * absmartly_properties(value record) -> jsonb; strict
  *
  * For backfills, whose properties have the same texts as those of triggers.
  * Raises 54000 for what is larger than an event may be.
  */
-SQL_FUNCTION(absmartly_property)
+SQL_FUNCTION(absmartly_properties)
 {
 	ColumnWriter *writer = writer_of(fcinfo);
 	StringInfoData json;
