@@ -236,13 +236,14 @@ sub disconnect
 	return;
 }
 
-# Runs statements; gives what they print, and whether the connection has outlived them.
+# Runs statements, which leave no transaction open; gives what they print, and whether the connection has outlived them.
+# That the server says: psql may not have noticed when it comes to its own commands.
 sub run_script
 {
 	my ($script) = @_;
 	my $output = '';
 
-	print {$session_input} "$script\n\\echo <<done>>\n";
+	print {$session_input} "$script\nSELECT '<<done>>';\n";
 	$session_input->flush;
 	while (defined(my $line = readline $session_output))
 	{
@@ -259,7 +260,7 @@ sub connect_to_primary
 	{
 		POSIX::_exit(1) if getppid != $main;
 		$session = open2($session_output, $session_input, 'psql', '-XAt', '-d', slurp_file("$folder/primary"));
-		my ($output) = run_script(q{SELECT 'connected';});
+		run_script('');
 		sleep 0.1 if !$session;
 	}
 	return;
