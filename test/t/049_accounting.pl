@@ -20,7 +20,7 @@
 # in time if it came within half the request's time limit after the sending, which publishedAt tells: the queue of a busy
 # collector counts. What had no clean answer may be repeated at any time. What had one is repeated only
 #
-# - if it was in flight at a kill. The worker has up to MAX_CONNECTIONS requests under way, and lets marks of at most
+# - if it was in flight at a kill, sent before the worker was gone. The worker has up to MAX_CONNECTIONS requests under way, and lets marks of at most
 #   MAX_CONNECTIONS - 1 that are done wait for the disk while it looks for others, all of which may be done when it looks:
 #   so that is in one of the last 2 * MAX_CONNECTIONS requests with a clean answer before the kill, or had its answer during
 #   it. At a failover the marks have to be at the standby: that is asked for first, and what was in flight then counts.
@@ -491,10 +491,13 @@ my @restarts;    # of workers, by whatever: kind, begin, end, kill (true or fals
 
 sub present_worker { return await(sub { look_up('SELECT worker_pid FROM absmartly_stat') }) }
 
+# Waits until a worker is gone, takes note of when, and waits for another one.
 sub another_worker
 {
-	my ($former) = @_;
+	my ($restart, $former) = @_;
 
+	await(sub { !-e "/proc/$former" }) or return 0;
+	$restart->{end} = time;
 	return await(sub { my $pid = look_up('SELECT worker_pid FROM absmartly_stat'); $pid && $pid ne $former });
 }
 
@@ -526,7 +529,7 @@ sub kill_postmaster
 	return await(sub { !grep { -e "/proc/$_" } $pid, @children });
 }
 
-# Runs a disturbance, which ends a worker, and takes note of when: at the latest when there is another one.
+# Runs a disturbance, which ends a worker, and takes note of when: from its beginning to when that was gone.
 sub restart
 {
 	my ($kind, $is_kill, $code) = @_;
@@ -550,14 +553,14 @@ sub change_endpoint
 my %kill = (
 	'worker killed' => sub {
 		my $pid = present_worker();
-		return restart('worker killed', 1, sub { kill('KILL', $pid) && another_worker($pid) });
+		return restart('worker killed', 1, sub { kill('KILL', $pid) && another_worker($_[0], $pid) });
 	},
 	'backend killed' => sub {
 		my $worker = present_worker();
 		my $pid = await(sub {
 			look_up(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1})
 		});
-		return restart('backend killed', 1, sub { kill('KILL', $pid) && another_worker($worker) });
+		return restart('backend killed', 1, sub { kill('KILL', $pid) && another_worker($_[0], $worker) });
 	},
 	'postmaster killed' => sub {
 		return restart('postmaster killed', 1, sub {
@@ -596,11 +599,11 @@ my %kill = (
 my %order = (
 	'worker ended' => sub {
 		my $pid = present_worker();
-		return restart('worker ended', 0, sub { look_up("SELECT pg_terminate_backend($pid)"); another_worker($pid) });
+		return restart('worker ended', 0, sub { look_up("SELECT pg_terminate_backend($pid)"); another_worker($_[0], $pid) });
 	},
 	'endpoint changed' => sub {
 		my $pid = present_worker();
-		return restart('endpoint changed', 0, sub { change_endpoint() && another_worker($pid) });
+		return restart('endpoint changed', 0, sub { change_endpoint() && another_worker($_[0], $pid) });
 	},
 	'server restarted' => sub {
 		return restart('server restarted', 0, sub { $primary->stop('fast'); $_[0]{end} = time; $primary->start });
@@ -850,10 +853,10 @@ CREATE INDEX ON event (uid) WHERE uid IS NOT NULL;
 
 -- what was sent of that, and what else
 CREATE TABLE attempt AS
-	SELECT t, k, s.uid, s.name, r, received, accepted, answered, clean FROM sent s JOIN request USING (r) JOIN event USING (t, k)
+	SELECT t, k, s.uid, s.name, r, published, received, accepted, answered, clean FROM sent s JOIN request USING (r) JOIN event USING (t, k)
 		WHERE whole AND s.name <> 'exposure'
 	UNION ALL
-	SELECT e.t, e.k, s.uid, s.name, r, received, accepted, answered, clean FROM sent s JOIN request USING (r) JOIN event e USING (uid)
+	SELECT e.t, e.k, s.uid, s.name, r, published, received, accepted, answered, clean FROM sent s JOIN request USING (r) JOIN event e USING (uid)
 		WHERE s.name = 'exposure';
 CREATE INDEX ON attempt (t, k);
 CREATE TABLE stray AS
@@ -871,9 +874,9 @@ UPDATE restart SET previous = coalesce((SELECT max(ended) FROM restart o WHERE o
 -- what arrived more than once, and after a clean answer the first end of a worker between
 CREATE TABLE repeated AS
 	SELECT a.*, e.context, e.name IN ('guilty', 'unsaid') AS guilty, j.j, j.since <= a.answered AS in_flight, false AS in_open_row
-	FROM (SELECT t, k, r, clean, answered, lead(received) OVER (PARTITION BY t, k ORDER BY r) AS next FROM attempt WHERE accepted) a
+	FROM (SELECT t, k, r, clean, published, answered, lead(published) OVER (PARTITION BY t, k ORDER BY r) AS next FROM attempt WHERE accepted) a
 	JOIN event e USING (t, k)
-	LEFT JOIN LATERAL (SELECT j, since FROM restart WHERE ended >= answered AND began <= next ORDER BY j LIMIT 1) j ON clean
+	LEFT JOIN LATERAL (SELECT j, since FROM restart WHERE ended >= published AND began <= next ORDER BY j LIMIT 1) j ON clean
 	WHERE next IS NOT NULL;
 
 -- what was not settled when a worker ended, of the transactions and contexts of those
@@ -883,8 +886,8 @@ CREATE TABLE unsettled AS
 			SELECT DISTINCT event.t, j FROM wanted JOIN event USING (context) WHERE context > 0)
 	SELECT event.t, k, context, j
 	FROM of_transactions JOIN restart USING (j) JOIN event USING (t),
-		LATERAL (SELECT bool_or(received > previous) AS sent,
-			bool_or(clean AND answered > previous AND answered < least(since, ended)) AS delivered,
+		LATERAL (SELECT bool_or(published > previous) AS sent,
+			bool_or(clean AND published > previous AND answered < least(since, ended)) AS delivered,
 			bool_or(coalesce(answered, received) >= least(since, ended) AND received < :relented) AS again
 			FROM attempt WHERE attempt.t = event.t AND attempt.k = event.k) AS attempts
 	WHERE at <= ended AND sent AND CASE WHEN name IN ('guilty', 'unsaid') THEN again ELSE NOT delivered END;
@@ -921,7 +924,7 @@ none(q{event LEFT JOIN letter ON id = t || ':' || k WHERE event.name IN ('guilty
 none(q{(SELECT id, count(*) FROM letter GROUP BY id HAVING count(*) > 1) AS twice}, 'once');
 none(q{repeated WHERE guilty AND clean}, 'and arrives once when it may');
 none(q{repeated LEFT JOIN restart USING (j) WHERE clean AND NOT guilty AND in_flight IS NOT TRUE AND NOT in_open_row}, 'none arrives twice but for a lost answer, or in flight at a kill');
-none(q{(SELECT kind, count(*) AS repeated, (SELECT count(*) FROM attempt WHERE clean AND answered >= since AND received <= ended) AS was_in_flight
+none(q{(SELECT kind, count(*) AS repeated, (SELECT count(*) FROM attempt WHERE clean AND answered >= since AND published <= ended) AS was_in_flight
 	FROM repeated JOIN restart USING (j) WHERE in_flight GROUP BY restart.j, kind, since, ended) AS ends WHERE repeated > was_in_flight}, 'no more than was in flight at a kill');
 
 my $complaints = join '', map { grep { /PANIC|TRAP|invalid page|could not access status|could not read block|by signal (?:4|6|7|8|11):|absmartly: could not (?:read|acknowledge|keep|tidy)/ } split /^/, log_of($_) } @all_nodes;
@@ -938,7 +941,7 @@ SELECT format('%s transactions, %s of them of unknown outcome; %s goals and %s e
 SELECT format('%s arrived again after a lost answer', count(*)) FROM repeated WHERE NOT clean;
 SELECT format('%s: %s arrived again of %s in flight, and %s of open rows', kind,
 	(SELECT count(*) FROM repeated WHERE repeated.j = restart.j AND in_flight),
-	(SELECT count(*) FROM attempt WHERE clean AND answered >= since AND received <= ended),
+	(SELECT count(*) FROM attempt WHERE clean AND answered >= since AND published <= ended),
 	(SELECT count(*) FROM repeated WHERE repeated.j = restart.j AND in_open_row)) FROM restart ORDER BY j;
 EOT
 note sprintf '%s; %.0f s', join(', ', map { "$count{$_} x $_" } sort keys %count), $lasted;
