@@ -1324,7 +1324,7 @@ park_event(const SourceWalk *walk, const char *words)
 							 .contexts = encoder.at.contexts,
 							 .exposures = encoder.at.exposures,
 							 .goals = encoder.at.goals};
-	outbox_park_row(record->origin, record->created, &payload, OUTBOX_DEAD,
+	outbox_park_row(record->origin, walk->created, &payload, OUTBOX_DEAD,
 					words);
 	pfree(data);
 }

@@ -4,6 +4,8 @@
  */
 #include "postgres.h"
 
+#include "utils/timestamp.h"
+
 #include "worker/source.h"
 
 static Decoder decoder;
@@ -38,6 +40,19 @@ open_record(SourceWalk *walk)
 	return walk->open;
 }
 
+/* The walk has come to an exposure, or to a goal. */
+static void
+come_to(SourceWalk *walk, const EventExposure *exposure, const EventGoal *goal)
+{
+	const EventRecord *record = walk->source->records[walk->record].record;
+
+	walk->number = walk->next++;
+	walk->exposure = exposure;
+	walk->goal = goal;
+	walk->created =
+		TimestampTzPlusMilliseconds(record->created, decoder.delay);
+}
+
 bool
 source_next(SourceWalk *walk)
 {
@@ -48,14 +63,10 @@ source_next(SourceWalk *walk)
 			case EVENT_CONTEXT:
 				break;
 			case EVENT_EXPOSURE:
-				walk->number = walk->next++;
-				walk->exposure = &decoder.exposure;
-				walk->goal = NULL;
+				come_to(walk, &decoder.exposure, NULL);
 				return true;
 			case EVENT_GOAL:
-				walk->number = walk->next++;
-				walk->exposure = NULL;
-				walk->goal = &decoder.goal;
+				come_to(walk, NULL, &decoder.goal);
 				return true;
 			case EVENT_END:
 			case EVENT_MALFORMED:

@@ -55,6 +55,7 @@ typedef struct SourceWalk
 	const EventContext *context; /* that it is sent under */
 	const EventExposure *exposure; /* NULL: it is a goal */
 	const EventGoal *goal;
+	TimestampTz created; /* when it was recorded */
 	uint32 next; /* number of the next one */
 } SourceWalk;
 
