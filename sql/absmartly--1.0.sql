@@ -1090,11 +1090,11 @@ COMMENT ON COLUMN absmartly_stat.goals_dropped IS
 COMMENT ON COLUMN absmartly_stat.exposures_impossible IS
 'exposures that were not queued, since no collector takes such a variant, name or id';
 COMMENT ON COLUMN absmartly_stat.outbox_records IS
-'records that wait in the outbox';
+'records that wait in the outbox; null while somebody has locked a part of it, as are the other numbers that are counted there';
 COMMENT ON COLUMN absmartly_stat.outbox_events IS
 'events in them';
 COMMENT ON COLUMN absmartly_stat.outbox_bytes IS
-'size of the outbox on disk';
+'bytes of the pages on which something waits; absmartly.outbox_max_size limits them';
 COMMENT ON COLUMN absmartly_stat.outbox_oldest_age IS
 'age of the oldest record that waits; null if none does';
 COMMENT ON COLUMN absmartly_stat.live_oldest_age IS

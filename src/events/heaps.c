@@ -45,6 +45,7 @@ static const char *const heap_names[HEAPS_COUNT] = {
 
 /* the heaps' OIDs; the first InvalidOid: to be found */
 static Oid heaps[HEAPS_COUNT];
+static bool prepared = false; /* what writing needs is in the caches */
 
 /*
  * Finding the heaps
@@ -55,7 +56,10 @@ heaps_invalidate(Datum argument, Oid relation)
 {
 	for (int i = 0; i < HEAPS_COUNT; i++)
 		if (!OidIsValid(relation) || relation == heaps[i])
+		{
 			heaps[0] = InvalidOid;
+			prepared = false;
+		}
 }
 
 static Oid
@@ -268,6 +272,26 @@ require_shape(Relation relation)
 						errdetail_internal("%s", problem),
 						errhint("It must be as the extension has made it.")));
 	list_free(indexes);
+}
+
+void
+heaps_prepare(void)
+{
+	bool all = true;
+
+	if (likely(prepared))
+		return;
+	for (int place = 0; place < HEAPS_COUNT && heaps_find(); place++)
+	{
+		Relation relation = heaps_open(place, AccessShareLock, false);
+
+		all &= relation != NULL;
+		if (relation == NULL)
+			continue;
+		require_shape(relation);
+		relation_close(relation, AccessShareLock);
+	}
+	prepared = all;
 }
 
 void

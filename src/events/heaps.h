@@ -86,6 +86,13 @@ extern bool heaps_belongs(Oid relation);
 extern Relation heaps_open(int place, LOCKMODE mode, bool wait);
 
 /*
+ * Looks at all that heaps_insert() has to know of the heaps, and raises 55000
+ * if they are not fit for it, so that a commit need not look into catalogs.
+ * Done anew only when something has changed.
+ */
+extern void heaps_prepare(void);
+
+/*
  * Inserts a record at the end of a heap, in as many tuples as it needs.  There
  * must be an active or a registered snapshot.  inserted, if not NULL, is called
  * with the page of each.

@@ -131,6 +131,8 @@ outbox_reserve(int places, bool must)
 	ResourceOwner owner = CurrentResourceOwner;
 	bool good = true;
 
+	if (must)
+		heaps_prepare();
 	/* a subtransaction's end must not take it */
 	CurrentResourceOwner = TopTransactionResourceOwner;
 	while (good && reserved < places)
@@ -205,6 +207,8 @@ outbox_write_begin(EventLane lane, bool prepare)
 	OutboxWriter *to = &writers[lane];
 	int active = RECORD_HEAP(lane, 0);
 
+	/* from here on they are needed */
+	outbox_unreserve();
 	if (!heaps_find())
 	{
 		/* with the extension its events go; otherwise none must be lost */
@@ -217,17 +221,11 @@ outbox_write_begin(EventLane lane, bool prepare)
 		active =
 			RECORD_HEAP(lane, pg_atomic_read_u32(&state->outbox_active[lane]));
 	to->state = state;
-	if (!open_at_once(to, active))
+	if (!open_at_once(to, active) && heaps_find())
 	{
-		/* the lock table may be full */
-		outbox_unreserve();
-		if (!open_at_once(to, active) && heaps_find())
-		{
-			to->place = active;
-			to->relation = outbox_open_waiting(active);
-		}
+		to->place = active;
+		to->relation = outbox_open_waiting(active);
 	}
-	outbox_unreserve();
 	if (to->relation == NULL)
 		return NULL;
 	to->origin = record_current_origin();

@@ -49,8 +49,7 @@ come_to(SourceWalk *walk, const EventExposure *exposure, const EventGoal *goal)
 	walk->number = walk->next++;
 	walk->exposure = exposure;
 	walk->goal = goal;
-	walk->created =
-		TimestampTzPlusMilliseconds(record->created, decoder.delay);
+	walk->created = TimestampTzPlusMilliseconds(record->created, decoder.delay);
 }
 
 bool

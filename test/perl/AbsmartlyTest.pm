@@ -19,6 +19,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 our @EXPORT = qw(
+    $OUTBOX_FILES
     $PATIENCE
     await
     await_sql
@@ -49,6 +50,9 @@ our @EXPORT = qw(
 # test needs luck to stay below it; runs on slow servers raise it.
 our $PATIENCE = AbsmartlyCollector->patience;
 $ENV{PGCTLTIMEOUT} = $PATIENCE;
+
+# SQL for the size of the outbox's files, those aside in which things are parked.
+our $OUTBOX_FILES = q{(SELECT sum(pg_relation_size(oid)) FROM pg_class WHERE relkind = 'm' AND relname ~ '^absmartly_outbox_(?!parked|nothing)')};
 
 # Waits until the code gives something true, and returns that; undef when the time is over.
 sub await

@@ -125,7 +125,7 @@ EOT
 	ok(await(sub { arrived('late') }), 'what comes to it is delivered');
 	is(arrived('late'), 1, 'once');
 	$_->quit for $reader, $locker;
-	ok(await_sql($node, 'SELECT outbox_bytes < 64 * 8192 FROM absmartly_stat'), 'then the heap is emptied');
+	ok(await_sql($node, "SELECT $OUTBOX_FILES < 64 * 8192"), 'then the heap is emptied');
 };
 
 # What another version, or a broken disk, may leave behind.  SQL lets nobody write rows like that, but for a trick.
