@@ -770,11 +770,12 @@ COMMENT ON COLUMN absmartly_outbox.application IS
 COMMENT ON COLUMN absmartly_outbox.bytes IS
 'size of the encoded events';
 COMMENT ON COLUMN absmartly_outbox.note IS
-'the collector''s words if it was refused; local: goals that no synchronous standby is waited for';
+'why the record is kept, the collector''s words if it was refused; of a record that waits, the backfill that has made it: digits that stand for it, and its name; (waits for no standby): goals that no synchronous standby is waited for';
 REVOKE ALL ON absmartly_outbox FROM PUBLIC;
 
 CREATE VIEW absmartly_pending_events AS
-	SELECT waiting.place, waiting.record, event.created, waiting.context_id,
+	SELECT waiting.place, waiting.record, event.ordinality AS event,
+		event.created, waiting.context_id,
 		event.context, event.kind, event.event_time,
 		event.unit_types, event.units,
 		event.experiment, event.experiment_id, event.unit_type, event.variant,
@@ -785,10 +786,12 @@ CREATE VIEW absmartly_pending_events AS
 	FROM @extschema@.absmartly_outbox_records(
 			'absmartly_pending_events'::pg_catalog.text) AS waiting,
 		LATERAL @extschema@.absmartly_decode_events(
-			waiting.payload, waiting.created) AS event;
+			waiting.payload, waiting.created) WITH ORDINALITY AS event;
 
 COMMENT ON VIEW absmartly_pending_events IS
 'events that wait to be sent or are held, a row each';
+COMMENT ON COLUMN absmartly_pending_events.event IS
+'number of the event within the record';
 COMMENT ON COLUMN absmartly_pending_events.created IS
 'when the transaction that recorded the event ended';
 COMMENT ON COLUMN absmartly_pending_events.context_id IS
@@ -933,6 +936,22 @@ COMMENT ON COLUMN absmartly_backfills.finished_at IS
 GRANT SELECT ON absmartly_backfills TO PUBLIC;
 
 --
+-- Events that wait
+--
+
+CREATE FUNCTION absmartly_take_back(
+	record bigint DEFAULT NULL,
+	backfill text DEFAULT NULL,
+	filter text DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'absmartly_take_back'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION absmartly_take_back(bigint, text, text) IS
+'drops events that wait and are not on their way, for good: those of a record, of a backfill, or of which a condition on absmartly_pending_events is true; gives their number; takes effect at once, and a rollback does not undo it';
+REVOKE ALL ON FUNCTION absmartly_take_back(bigint, text, text) FROM PUBLIC;
+
+--
 -- Parked events
 --
 
@@ -992,6 +1011,8 @@ CREATE FUNCTION absmartly_stat_get(
 	OUT exposures_dropped bigint,
 	OUT goals_dropped bigint,
 	OUT exposures_impossible bigint,
+	OUT exposures_taken_back bigint,
+	OUT goals_taken_back bigint,
 	OUT outbox_records bigint,
 	OUT outbox_events bigint,
 	OUT outbox_bytes bigint,
@@ -1089,6 +1110,10 @@ COMMENT ON COLUMN absmartly_stat.goals_dropped IS
 'goals for which there was no room in memory';
 COMMENT ON COLUMN absmartly_stat.exposures_impossible IS
 'exposures that were not queued, since no collector takes such a variant, name or id';
+COMMENT ON COLUMN absmartly_stat.exposures_taken_back IS
+'exposures that absmartly_take_back has dropped while they waited';
+COMMENT ON COLUMN absmartly_stat.goals_taken_back IS
+'goals that absmartly_take_back has dropped while they waited';
 COMMENT ON COLUMN absmartly_stat.outbox_records IS
 'records that wait in the outbox; null while somebody has locked a part of it, as are the other numbers that are counted there';
 COMMENT ON COLUMN absmartly_stat.outbox_events IS

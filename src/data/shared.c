@@ -121,6 +121,7 @@ shared_startup(void)
 				pg_atomic_init_u32(&state->outbox_settled[j], 0);
 			}
 			pg_atomic_init_u32(&state->outbox_rescan, 0);
+			pg_atomic_init_u32(&state->outbox_wanted, 0);
 			for (int lane = 0; lane < LANE_COUNT; lane++)
 			{
 				pg_atomic_init_u32(&state->outbox_active[lane], 0);
@@ -249,6 +250,7 @@ state_reset(DatabaseState *state, Oid database)
 		pg_atomic_write_u32(&state->outbox_settled[i], 0);
 	}
 	pg_atomic_write_u32(&state->outbox_rescan, 0);
+	pg_atomic_write_u32(&state->outbox_wanted, 0);
 	for (int lane = 0; lane < LANE_COUNT; lane++)
 	{
 		pg_atomic_write_u32(&state->outbox_active[lane], 0);

@@ -113,6 +113,8 @@ typedef enum EventCounter
 	COUNTER_EXPOSURES_DROPPED, /* no room for them */
 	COUNTER_GOALS_DROPPED,
 	COUNTER_EXPOSURES_IMPOSSIBLE, /* the collector takes none like them */
+	COUNTER_EXPOSURES_TAKEN_BACK, /* by absmartly_take_back() */
+	COUNTER_GOALS_TAKEN_BACK,
 	COUNTER_COUNT
 } EventCounter;
 
@@ -200,6 +202,8 @@ typedef struct DatabaseState
 													  * they are empty */
 	pg_atomic_uint32 outbox_rescan; /* something came to such a page: bits of
 									 * the heaps, the parked one included */
+	pg_atomic_uint32 outbox_wanted; /* not 0: the worker is to let go of what
+									 * it has read (events/takeback.h) */
 	pg_atomic_uint64 pending[LANE_COUNT]; /* contexts committed since the
 										   * worker looked */
 	pg_atomic_uint32 wake_at[LANE_COUNT]; /* wake the worker at so many; 0:

@@ -379,9 +379,10 @@ stat_add_events(StatRow *row, DatabaseState *state)
 	const EventCounter queued[] = {COUNTER_EXPOSURES_QUEUED,
 								   COUNTER_GOALS_QUEUED,
 								   COUNTER_EXPOSURES_DEDUPLICATED};
-	const EventCounter dropped[] = {COUNTER_EXPOSURES_DROPPED,
-									COUNTER_GOALS_DROPPED,
-									COUNTER_EXPOSURES_IMPOSSIBLE};
+	const EventCounter dropped[] = {
+		COUNTER_EXPOSURES_DROPPED, COUNTER_GOALS_DROPPED,
+		COUNTER_EXPOSURES_IMPOSSIBLE, COUNTER_EXPOSURES_TAKEN_BACK,
+		COUNTER_GOALS_TAKEN_BACK};
 	OutboxSummary outbox;
 	int64 queue_entries = 0;
 	int64 queue_bytes = 0;

@@ -124,6 +124,7 @@ static Render render;
 static bool item_open = false; /* the batch's last item is not complete */
 static bool outbox_open = false;
 static bool flush_needed = false;
+static bool stopped = false; /* no other source is begun with */
 static HTAB *counts = NULL; /* ContextCount */
 static List *held_entries = NIL; /* HeldEntry */
 
@@ -243,6 +244,18 @@ batch_more(EventLane of_lane)
 
 	return its->source != NULL || its->queue_more || its->outbox_more ||
 		   !dlist_is_empty(&its->aside_order);
+}
+
+void
+batch_stop_reading(bool stop)
+{
+	stopped = stop;
+}
+
+bool
+batch_reading(EventLane of_lane)
+{
+	return intakes[of_lane].source != NULL;
 }
 
 bool
@@ -681,6 +694,8 @@ begin_source(DatabaseState *state, bool *blocked)
 	{
 		EventRecord *record;
 
+		if (stopped)
+			return false;
 		if (dlist_is_empty(&intake->aside_order))
 			intake->aside_due = false;
 		if (intake->aside_due)

@@ -90,6 +90,13 @@ extern void batch_pass(DatabaseState *state, EventLane lane);
 extern bool batch_more(EventLane lane);
 
 /*
+ * Whether records are begun with.  Where they are not, one that has been is
+ * read to its end: batch_reading().
+ */
+extern void batch_stop_reading(bool stop);
+extern bool batch_reading(EventLane lane);
+
+/*
  * Reads events of its lane into a new batch.  May raise: batch_recover() leaves
  * in it what was complete by then.  It may be NULL if it could not be made.
  */

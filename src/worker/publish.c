@@ -38,6 +38,7 @@
 #include "events/outbox.h"
 #include "events/queue.h"
 #include "events/replicated.h"
+#include "events/takeback.h"
 #include "settings.h"
 #include "worker/batch.h"
 #include "worker/collector.h"
@@ -60,6 +61,8 @@
 /* marks of delivered records get to disk at least that often, when busy */
 #define FLUSH_MS 50
 #define BLOCKED_PAUSE_MS 200
+/* between two looks whether what waits can be read again */
+#define CLAIM_PAUSE_MS 50
 /* batches that have failed and wait, beside those that may be in flight */
 #define MAX_FAILED 16
 #define MAX_FAILED_BYTES ((Size) 16 * 1024 * 1024)
@@ -122,6 +125,8 @@ static int live_sent = 0; /* requests since the last one that was bulk */
 
 /* reading */
 static CollectorPause read_pause;
+static CollectorPause claim_pause;
+static bool giving_way = false; /* to who takes back what waits */
 static size_t batch_bytes; /* at which a batch is full */
 static CollectorPause small_pause; /* before that grows again */
 
@@ -593,7 +598,9 @@ wants_to_start(void)
 static bool
 has_to_read(EventLane lane)
 {
-	return (lanes[lane].pass_wanted || batch_more(lane)) && !wants_to_start();
+	return (giving_way ? batch_reading(lane)
+					   : lanes[lane].pass_wanted || batch_more(lane)) &&
+		   !wants_to_start();
 }
 
 /* Milliseconds until a lane may be read. */
@@ -756,6 +763,12 @@ listen_to_backends(DatabaseState *state)
 static void
 step_start(DatabaseState *state, void *argument)
 {
+	if (takeback_wanted(state) || !takeback_claim())
+	{
+		/* somebody takes back what waits */
+		pause_for(&claim_pause, CLAIM_PAUSE_MS);
+		return;
+	}
 	outbox_worker_start(state, contexts_hold_in_pass);
 	started = true;
 }
@@ -822,6 +835,18 @@ lane_to_read(void)
 	if (can[LANE_LIVE] && !(can[LANE_BULK] && bulk_is_due()))
 		return LANE_LIVE;
 	return can[LANE_BULK] ? LANE_BULK : LANE_COUNT;
+}
+
+/* Whether what was begun with is read to its end; not while there is a pause. */
+static bool
+reads_on(void)
+{
+	foreach_lane(lane)
+	{
+		if (wants_to_read(lane) && pause_left(lane) <= 0)
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -946,6 +971,27 @@ begin_anew(DatabaseState *state)
 	maintenance.until = DT_NOEND;
 }
 
+/* Milliseconds until the outbox may be looked at; if it wants_to_start(). */
+static long
+start_left(void)
+{
+	return Max(step_pause_left(), collector_pause_left(&claim_pause));
+}
+
+static void let_go(DatabaseState *state, HttpClient *client);
+
+/*
+ * Somebody wants to take back what waits: nothing more is read.  What has been
+ * is sent, so that of a record of which some is delivered nothing stays behind;
+ * unless it can't be sent now.
+ */
+static void
+look_who_takes_back(DatabaseState *state)
+{
+	giving_way = !recovery && takeback_wanted(state) && takeback_claimed();
+	batch_stop_reading(giving_way);
+}
+
 void
 publish_begin(DatabaseState *state, HttpClient *client)
 {
@@ -959,10 +1005,11 @@ publish_begin(DatabaseState *state, HttpClient *client)
 		save_queue(state);
 		return;
 	}
+	look_who_takes_back(state);
 	take_ticket(state);
 	look_at_contexts(state);
 	drop_held();
-	if (wants_to_start() && step_pause_left() <= 0)
+	if (wants_to_start() && start_left() <= 0)
 		(void) step_try(state, "could not look at the outbox", step_start,
 						NULL);
 	if (wants_to_adopt(state) && step_pause_left() <= 0)
@@ -975,6 +1022,8 @@ publish_begin(DatabaseState *state, HttpClient *client)
 		contexts_fail(state, 0, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
 					  reason);
 		finish_ticket(state, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, reason);
+		if (giving_way)
+			let_go(state, client);
 		return;
 	}
 
@@ -984,13 +1033,16 @@ publish_begin(DatabaseState *state, HttpClient *client)
 		if (replicated_due(each))
 			lanes[each].pass_wanted = true;
 	}
-	if (pause_left(LANE_LIVE) > 0)
-		return;
-	send_waiting(state, client, false);
-	lane = lane_to_read();
-	if (lane != LANE_COUNT)
-		read_batch(state, lane);
-	send_waiting(state, client, true);
+	if (pause_left(LANE_LIVE) <= 0)
+	{
+		send_waiting(state, client, false);
+		lane = lane_to_read();
+		if (lane != LANE_COUNT)
+			read_batch(state, lane);
+		send_waiting(state, client, true);
+	}
+	if (giving_way && !reads_on())
+		let_go(state, client);
 }
 
 /*
@@ -1531,6 +1583,27 @@ wake_for_nothing(DatabaseState *state)
 	}
 }
 
+/*
+ * Lets go of all that was read and is not on its way, and of the right to read
+ * more.
+ */
+static void
+let_go(DatabaseState *state, HttpClient *client)
+{
+	if (nrunning > 0)
+		return;
+	acknowledge(state, true);
+	if (batch_have_done() || batch_have_refused())
+		return;
+	log_delivered(state);
+	drop_batches(state, client);
+	/* whoever waits is served by a new pass */
+	ticket = 0;
+	begin_anew(state);
+	giving_way = false;
+	takeback_yield();
+}
+
 long
 publish_timeout(DatabaseState *state)
 {
@@ -1549,8 +1622,12 @@ publish_timeout(DatabaseState *state)
 		wake_for_nothing(state);
 		return state->leaver_pid == 0 ? 0 : timeout;
 	}
-	if (wants_to_start() || wants_to_adopt(state))
+	if (wants_to_start())
+		timeout = collector_earlier(timeout, start_left());
+	if (wants_to_adopt(state))
 		timeout = collector_earlier(timeout, step_pause_left());
+	if (giving_way)
+		timeout = collector_earlier(timeout, CLAIM_PAUSE_MS);
 	if (ticket_served() || contexts_are_served())
 		timeout = 0;
 	else if (batch_have_done() || batch_have_refused())

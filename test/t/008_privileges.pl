@@ -170,8 +170,10 @@ is(exposed_as('shop', q{SELECT absmartly_treatment('{"user_id": 1}', 'exp'), abs
 is(exposed_as('shop', q{SELECT absmartly_track('{"user_id": 1}', 'sold')}), '', 'and tracks');
 like(exposed_as('shop', 'TABLE absmartly_outbox'), qr/permission denied/, 'and sees no outbox');
 unlike(exposed_as('on_call', "TABLE $_"), qr/ERROR/, "those on call read $_")
-	for qw(absmartly_experiments absmartly_stat absmartly_outbox absmartly_pending_events absmartly_dead_letters);
+	for qw(absmartly_experiments absmartly_stat absmartly_outbox absmartly_pending_events absmartly_dead_letters absmartly_backfills);
 is(exposed_as('on_call', 'SELECT absmartly_requeue(), absmartly_discard()'), '0|0', 'and requeue');
+is(exposed_as('on_call', q{SELECT absmartly_take_back(filter => 'false')}), '0', 'and take back');
+like(exposed_as('stranger', q{SELECT absmartly_take_back(filter => 'false')}), qr/permission denied/, 'which strangers may not');
 is(exposed_as('dba', 'SELECT mode FROM absmartly_stat'), 'preloaded', 'pg_monitor keeps the statistics');
 
 # another schema, and a search path that leads elsewhere

@@ -1,0 +1,168 @@
+
+# What waits can be taken back until it is on its way: it is sent or taken back, never both, and never neither.
+
+use strict;
+use warnings;
+
+use AbsmartlyTest;
+use Test::More;
+
+my $collector = start_collector(data => experiments(experiment('exp')));
+my $node = start_node('main', collector => $collector, settings => "absmartly.publish_delay = 0\nabsmartly.batch_size = 20\nabsmartly.max_connections = 2\n");
+ok(wait_ready($node), 'ready');
+
+sub sql
+{
+	my ($query) = @_;
+
+	return $node->safe_psql('postgres', $query);
+}
+
+sub track
+{
+	my ($goal, $number) = @_;
+
+	sql("SELECT count(absmartly_track(jsonb_build_object('user_id', i), '$goal', jsonb_build_object('n', i))) FROM generate_series(1, $number) AS i");
+	return;
+}
+
+# The numbers of a goal that have arrived.
+sub arrived
+{
+	my ($goal) = @_;
+
+	my @arrived = sort { $a <=> $b } map { $_->{properties}{n} } $collector->goals(space => '/v1', name => $goal);
+
+	return @arrived;
+}
+
+sub publishing
+{
+	my ($value) = @_;
+
+	configure($node, "absmartly.publishing = $value");
+	return await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); ($error =~ /is off/) == ($value eq 'off') });
+}
+
+sql(<<'EOT');
+CREATE TABLE orders (id int PRIMARY KEY);
+INSERT INTO orders SELECT generate_series(1, 1000);
+EOT
+
+subtest 'while publishing is off' => sub {
+	ok(publishing('off'), 'events wait');
+	sql("CALL absmartly_backfill_goals('orders', 'id', '$_', 'user_id=id', 'n=id', chunk => 300)") for qw(kept wrong other);
+	sql(q{CALL absmartly_backfill_exposures('orders', 'id', 'exp', 'user_id=id', chunk => 300, name => 'exposed')});
+	track('live', 30);
+	is(sql(q{SELECT absmartly_take_back(backfill => 'goal wrong of public.orders by id')}), '1000', 'a backfill');
+	is(sql(q{SELECT absmartly_take_back(backfill => 'exposed')}), '1000', 'one of exposures');
+	is(sql(q{SELECT absmartly_take_back(filter => $$goal = 'other' AND (properties ->> 'n')::int % 3 <> 0$$)}), '667', 'some events of each record');
+	is(sql(q{SELECT absmartly_take_back(filter => $$(properties ->> 'n')::int <= 30$$, backfill => 'goal other of public.orders by id')}), '10',
+		'and some of these, of a backfill');
+	my $record = sql('SELECT record FROM absmartly_outbox WHERE goals = 30 AND note = $$$$');
+	is(sql("SELECT absmartly_take_back($record)"), '30', 'a record');
+	is(sql("SELECT absmartly_take_back($record), absmartly_take_back(backfill => 'exposed'), absmartly_take_back(0)"), '0|0|0', 'nothing twice');
+	is(stat_of($node, 'exposures_taken_back, goals_taken_back, outbox_events'), '1000|1707|1323', 'all is counted');
+	like(log_of($node), qr/LOG:  absmartly: 0 exposures and 1000 goals that waited were taken back by role.*\n.*DETAIL:  Backfill: goal wrong of/, 'and logged');
+	ok(publishing('on'), 'the rest is sent');
+	is_deeply([ arrived('kept') ], [ 1 .. 1000 ], 'what nobody has taken back');
+	is_deeply([ arrived('other') ], [ grep { $_ % 3 == 0 && $_ > 30 } 1 .. 1000 ], 'and what was left of records');
+	is(scalar(arrived('wrong')) + scalar(arrived('live')), 0, 'and nothing else');
+	is(scalar(grep { !$_->{historic} } $collector->publish_requests(space => '/v1')), 0, 'all of it historic');
+};
+
+# What the worker has read and not sent is taken back as well; what is on its way is not.
+subtest 'while requests are on their way' => sub {
+	$collector->fault('/v1', { match => { method => 'PUT' }, delay_ms => 1500, times => 2 });
+	track('busy', 5000);
+	ok($collector->wait_for_request(method => 'PUT', state => 'pending'), 'some are on their way');
+	my $taken = sql(q{SELECT absmartly_take_back(filter => $$goal = 'busy'$$)});
+	ok($taken > 0, "others are taken back: $taken");
+	sql("SELECT absmartly_publish('$PATIENCE s')");
+	my @arrived = arrived('busy');
+	is(@arrived + $taken, 5000, 'each is sent or taken back');
+	is(scalar(keys %{ { map { $_ => 1 } @arrived } }), scalar(@arrived), 'none is sent twice');
+	track('after', 10);
+	sql("SELECT absmartly_publish('$PATIENCE s')");
+	is(scalar(arrived('after')), 10, 'the worker goes on');
+};
+
+subtest 'during an outage' => sub {
+	$collector->fault('/v1', { match => { method => 'PUT' }, status => 503, times => -1 });
+	track('outage', 2000);
+	ok(await_sql($node, 'SELECT worker_state FROM absmartly_stat', 'backing off'), 'nothing gets through');
+	is(sql(q{SELECT absmartly_take_back(filter => $$goal = 'outage' AND (properties ->> 'n')::int > 5$$)}), '1995', 'what has failed is taken back, too');
+	$collector->clear_faults('/v1');
+	sql("SELECT absmartly_publish('$PATIENCE s')");
+	is_deeply([ arrived('outage') ], [ 1 .. 5 ], 'the rest is sent');
+};
+
+subtest 'transactions that have not committed' => sub {
+	my $session = $node->background_psql('postgres');
+	my $one = sub { sprintf q{SELECT absmartly_track('{"user_id": 1}', 'open', '{"n": %d}')}, $_[0] };
+
+	$session->query_safe('BEGIN; ' . $one->(1));
+	sql('BEGIN; ' . $one->(2) . "; PREPARE TRANSACTION 'prepared'");
+	is(sql(q{SELECT absmartly_take_back(filter => 'true')}), '0', 'are left alone');
+	$session->query_safe('COMMIT');
+	$session->quit;
+	sql("COMMIT PREPARED 'prepared'");
+	sql("SELECT absmartly_publish('$PATIENCE s')");
+	is_deeply([ arrived('open') ], [ 1, 2 ], 'and sent when they have');
+};
+
+subtest 'exposures that wait in memory' => sub {
+	ok(publishing('off'), 'events wait');
+	sql(q{SELECT absmartly_treatment('{"user_id": 77}', 'exp')});
+	is(sql(q{SELECT absmartly_take_back(filter => $$experiment = 'exp'$$)}), '1', 'are taken back, too');
+	ok(publishing('on'), 'on again');
+	is(scalar($collector->exposures(space => '/v1', name => 'exp')), 0, 'nobody was exposed');
+};
+
+# The worker lets go only for who is still there.
+subtest 'whoever gives up' => sub {
+	$collector->fault('/v1', { match => { method => 'PUT' }, hang => 1, times => 1 });
+	track('hung', 1);
+	ok($collector->wait_for_request(method => 'PUT', state => 'pending'), 'a request hangs');
+	fails_with($node, q{SET lock_timeout = '1s'; SELECT absmartly_take_back(filter => 'true');}, '55P03', qr/lock timeout/, 'who waits for it can give up');
+	fails_with($node, q{SET statement_timeout = '1s'; SELECT absmartly_take_back(filter => 'true');}, '57014', qr/statement timeout/, 'or be cancelled');
+	track('meanwhile', 10);
+	ok(await(sub { scalar(arrived('meanwhile')) == 10 }), 'and others are sent');
+	sql(q{SELECT pg_terminate_backend(worker_pid) FROM absmartly_stat});
+	ok(await(sub { scalar(arrived('hung')) == 1 }), 'as it is by the next worker');
+};
+
+# All at once: what is recorded arrives once, or was taken back.
+subtest 'in the midst of traffic' => sub {
+	my ($taken, $recorded) = (0, 0);
+	my @writers = map { $node->background_psql('postgres') } 1 .. 2;
+
+	for my $round (1 .. 8)
+	{
+		$_->query_safe(sprintf q{SELECT count(absmartly_track(jsonb_build_object('user_id', i), 'traffic', jsonb_build_object('n', %d + i))) FROM generate_series(1, 400) AS i},
+			($recorded += 400) - 400) for @writers;
+		$taken += sql(q{SELECT absmartly_take_back(filter => $$goal = 'traffic' AND (properties ->> 'n')::int % 2 = 0$$)});
+	}
+	$_->quit for @writers;
+	sql("SELECT absmartly_publish('$PATIENCE s')");
+	my @arrived = arrived('traffic');
+	my %times;
+	$times{$_}++ for @arrived;
+	is(@arrived + $taken, $recorded, "$taken of $recorded taken back");
+	is(scalar(grep { $_ > 1 } values %times), 0, 'none is sent twice');
+	is(scalar(grep { !$times{$_} } map { 2 * $_ - 1 } 1 .. $recorded / 2), 0, 'and of the others none is missing');
+};
+
+fails_with($node, 'SELECT absmartly_take_back();', '22023', qr/needs a record, a backfill or a filter/, 'all is not taken back by mistake');
+fails_with($node, q{SELECT absmartly_take_back(backfill => 'none');}, '42704', qr/there is no backfill "none"/, 'nor is what there is not');
+fails_with($node, q{SELECT absmartly_take_back(filter => 'goal = 1');}, '42883', qr/operator does not exist.*\n.*HINT.*\n.*LOCATION|LINE 1: goal = 1/s, 'a filter is told of');
+fails_with($node, q{SET default_transaction_read_only = on; SELECT absmartly_take_back(1);}, '25006', qr/read-only/, 'and what is read-only');
+$node->stop;
+
+# Without a worker nobody has read anything.
+my $alone = start_node('alone', preload => 0, settings => "absmartly.endpoint = 'http://127.0.0.1:1/v1'\n");
+$alone->safe_psql('postgres', q{SELECT count(absmartly_track('{"user_id": 1}', 'alone')) FROM generate_series(1, 10)});
+is($alone->safe_psql('postgres', q{SELECT absmartly_take_back(filter => 'true')}), '10', 'without a worker all is taken back');
+is($alone->safe_psql('postgres', 'SELECT count(*) FROM absmartly_pending_events'), '0', 'and nothing waits');
+$alone->stop;
+done_testing();
