@@ -71,6 +71,30 @@ subtest 'while publishing is off' => sub {
 	is(scalar(grep { !$_->{historic} } $collector->publish_requests(space => '/v1')), 0, 'all of it historic');
 };
 
+subtest 'what is known of a backfill' => sub {
+	my $state = q{SELECT state, rows, last_key FROM absmartly_backfills WHERE name = 'slow'};
+	my $call = q{CALL absmartly_backfill_goals('orders', 'id', 'slow', 'user_id=id', 'n=id', chunk => 10, name => 'slow', filter => $$id <= 20%s$$)};
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+
+	# it waits in the second chunk
+	my $locker = $node->background_psql('postgres');
+	$locker->query_safe('SELECT pg_advisory_lock(1)');
+	$session->query_until(qr/begun/, "\\echo begun\n" . sprintf($call, ' AND (id < 15 OR pg_advisory_lock_shared(1) IS NOT NULL)') . ";\n");
+	ok(await_sql($node, $state, 'running|10|10'), 'it is running');
+	fails_with($node, sprintf("$call;", ''), '55006', qr/running in another session/, 'and runs once');
+	sql(q{SELECT pg_cancel_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objsubid = 1});
+	ok(await_sql($node, $state, 'interrupted|10|10'), 'it was interrupted');
+	$_->quit for $session, $locker;
+	$node->restart('immediate');
+	is(sql($state), 'interrupted|10|10', 'also after a crash');
+	sql(sprintf $call, '');
+	is(sql($state), 'finished|20|20', 'it is finished');
+	fails_with($node, sprintf("$call;", ''), '55000', qr/backfill "slow" is finished/, 'and not done again');
+	like(log_of($node), qr/DETAIL:  It came to its end at \d{4}-.*, with 20 rows done\.\n.*HINT:  restart => true/, 'which says when that was');
+	sql("SELECT absmartly_publish('$PATIENCE s')");
+	is_deeply([ arrived('slow') ], [ 1 .. 20 ], 'each row has become an event, once');
+};
+
 # What the worker has read and not sent is taken back as well; what is on its way is not.
 subtest 'while requests are on their way' => sub {
 	$collector->fault('/v1', { match => { method => 'PUT' }, delay_ms => 1500, times => 2 });
