@@ -161,21 +161,33 @@ fetch_events(Portal portal, const char *query, TakeBack *work)
 	return true;
 }
 
+static void
+error_callback(void *argument)
+{
+	errcontext("filter of absmartly_take_back(): %s", (const char *) argument);
+}
+
 /*
  * Takes back what the filter is true of.  The user's code in it runs before
  * anything is locked.  Gives the number of events for which it was.
  */
 static int64
-take_filtered(const char *query, TakeBack *work)
+take_filtered(const char *query, char *filter, TakeBack *work)
 {
-	Portal portal = open_events(query, work->record);
+	ErrorContextCallback context = {error_context_stack, error_callback,
+									filter};
+	Portal portal;
 	int64 found = 0;
 	bool more;
 
 	work->events = palloc(sizeof(TakenEvent));
+	error_context_stack = &context;
+	portal = open_events(query, work->record);
 	do
 	{
+		error_context_stack = &context;
 		more = fetch_events(portal, query, work);
+		error_context_stack = context.previous;
 		found += (int64) work->nevents;
 		if (work->nevents > 0)
 			takeback_run(work);
@@ -263,7 +275,7 @@ SQL_FUNCTION(absmartly_take_back)
 		do
 		{
 			taken = -(work.exposures + work.goals);
-			found = take_filtered(query, &work);
+			found = take_filtered(query, filter, &work);
 			taken += work.exposures + work.goals;
 		} while (taken > 0 && found > taken && ++looks < MOST_LOOKS);
 		SPI_finish();

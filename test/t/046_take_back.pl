@@ -180,6 +180,9 @@ subtest 'in the midst of traffic' => sub {
 fails_with($node, 'SELECT absmartly_take_back();', '22023', qr/needs a record, a backfill or a filter/, 'all is not taken back by mistake');
 fails_with($node, q{SELECT absmartly_take_back(backfill => 'none');}, '42704', qr/there is no backfill "none"/, 'nor is what there is not');
 fails_with($node, q{SELECT absmartly_take_back(filter => 'goal = 1');}, '42883', qr/operator does not exist.*\n.*HINT.*\n.*LOCATION|LINE 1: goal = 1/s, 'a filter is told of');
+fails_with($node, q{SELECT absmartly_track('{"user_id": 1}', 'divided'); SELECT absmartly_take_back(filter => '1 / (length(goal) - 7) = 0');}, '22012',
+	qr/division by zero\nCONTEXT:  filter of absmartly_take_back\(\): 1 \/ \(length\(goal\) - 7\) = 0\nLOCATION/, 'and of its errors without our query')
+	if publishing('off');
 fails_with($node, q{SET default_transaction_read_only = on; SELECT absmartly_take_back(1);}, '25006', qr/read-only/, 'and what is read-only');
 $node->stop;
 
