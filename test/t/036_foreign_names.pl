@@ -201,7 +201,7 @@ EOT
 		'', 'another, with few arguments');
 	$check->("CALL $schema.absmartly_backfill_exposures('public.orders'::pg_catalog.regclass, ${\ $text->('id')}, $exp, "
 		. "${\ $text->('user_id=customer')}, ${\ $text->('paid')}, ${\ $text->('attr')}, NULL, 2)", '', 'one of exposures');
-	$check->("SELECT pg_catalog.count(*) FROM $schema.absmartly_backfills; TABLE $schema.absmartly_backfills", qr/^3$.*finished/ms, 'the view of them');
+	$check->("SELECT pg_catalog.count(*) FROM $schema.absmartly_backfills; TABLE $schema.absmartly_backfills", qr/\A3\n.*finished/s, 'the view of them');
 	$check->("SELECT $schema.absmartly_take_back(NULL, ${\ $text->('x')}, ${\ $text->('true')})", '3', 'one of them is taken back');
 	$check->("SELECT $schema.absmartly_track($units, ${\ $text->('big')}, "
 		. "pg_catalog.jsonb_build_object('x'::pg_catalog.text, pg_catalog.repeat('y'::pg_catalog.text, 30000)))", '', 'a goal of several chunks');
