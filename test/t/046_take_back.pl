@@ -8,7 +8,12 @@ use AbsmartlyTest;
 use Test::More;
 
 my $collector = start_collector(data => experiments(experiment('exp')));
-my $node = start_node('main', collector => $collector, settings => "absmartly.publish_delay = 0\nabsmartly.batch_size = 20\nabsmartly.max_connections = 2\n");
+my $node = start_node('main', collector => $collector, settings => <<'EOT');
+absmartly.publish_delay = 0
+absmartly.batch_size = 20
+absmartly.max_connections = 2
+max_prepared_transactions = 5
+EOT
 ok(wait_ready($node), 'ready');
 
 sub sql
