@@ -736,7 +736,9 @@ new_record(int place, const HeapRow *row, const HeapTupleData *tuple,
 {
 	Size tids = MAXALIGN(sizeof(StoredRecord));
 	Size data = tids + MAXALIGN(Max(row->chunks, 1) * sizeof(ItemPointerData));
-	StoredRecord *stored = palloc(data + length);
+	EngineText note = texts[HEAP_NOTE];
+	StoredRecord *stored = palloc(data + length + note.length + 1);
+	char *note_copy = (char *) stored + data + length;
 	EventRecord *record = &stored->record;
 
 	memset(stored, 0, sizeof(*stored));
@@ -751,6 +753,10 @@ new_record(int place, const HeapRow *row, const HeapTupleData *tuple,
 	record->payload.context = (uint64) row->context;
 	record->payload.sequence = (uint64) row->sequence;
 	record->payload.prepared = row->status == OUTBOX_PREPARED;
+	record->payload.lane = lane;
+	memcpy(note_copy, note.data, note.length);
+	note_copy[note.length] = '\0';
+	record->note = note_copy;
 	record->tids = (ItemPointerData *) ((char *) stored + tids);
 	stored->lane = lane;
 	if (place != RECORD_PARKED && row->goals > 0 &&

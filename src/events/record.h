@@ -62,6 +62,7 @@ typedef struct EventRecord
 	TimestampTz created;
 	const EventOrigin *origin; /* lives as long as the process */
 	EventPayload payload;
+	const char *note; /* of its row; not RECORD_MEMORY */
 	int32 entry; /* RECORD_MEMORY: the queue's entry */
 	TransactionId mover; /* and the transaction that takes it elsewhere */
 	int ntids; /* else: its tuples */

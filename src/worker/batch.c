@@ -75,12 +75,10 @@ typedef struct HeldEntry
 	int32 entry;
 } HeldEntry;
 
-/* An event that the collector has refused for good. */
+/* An event of a source that the collector has refused for good. */
 typedef struct Refused
 {
-	dlist_node node;
-	BatchSource *source;
-	uint32 number; /* of the event in it */
+	uint32 number;
 	char *words;
 } Refused;
 
@@ -88,8 +86,7 @@ static MemoryContext batch_context = NULL;
 static bool in_recovery;
 static dlist_head live = DLIST_STATIC_INIT(live);
 static dlist_head done = DLIST_STATIC_INIT(done);
-static dlist_head refused = DLIST_STATIC_INIT(refused);
-static uint32 nletters_due = 0; /* of refused, whose sources are settled */
+static dlist_head to_park = DLIST_STATIC_INIT(to_park); /* before that */
 static int noutbox_done = 0; /* records of the outbox in done */
 
 /* what an error must not leave behind: on its way into one of the lists */
@@ -153,8 +150,7 @@ forget_everything(void)
 	held_entries = NIL;
 	dlist_init(&live);
 	dlist_init(&done);
-	dlist_init(&refused);
-	nletters_due = 0;
+	dlist_init(&to_park);
 	noutbox_done = 0;
 	loose_record = NULL;
 	loose_source = NULL;
@@ -312,22 +308,40 @@ batch_create(uint64 serial, EventLane of_lane)
 	return batch;
 }
 
-/* One of a record's items, or its reading, is done. */
+/* A source is to be acknowledged, or given back. */
 static void
-finish_one(BatchSource *source)
+set_done(BatchSource *source)
 {
-	source->undone--;
-	if (source->nletters > 0 && source->undone == source->nletters)
-	{
-		source->all_settled = true;
-		nletters_due += source->nletters;
-	}
-	if (source->undone > 0)
-		return;
 	dlist_delete(&source->node);
 	dlist_push_tail(&done, &source->node);
 	if (source->records[0].record->place != RECORD_MEMORY)
 		noutbox_done += source->nrecords;
+}
+
+/*
+ * Whether a source becomes other records: dead letters, and what is left of one
+ * that is given back.  A standby has no place for these.
+ */
+static bool
+has_to_be_parked(const BatchSource *source)
+{
+	return !in_recovery && (source->letters != NIL ||
+							(source->give_back && source->settled != NULL));
+}
+
+/* One of a record's items, or its reading, is done. */
+static void
+finish_one(BatchSource *source)
+{
+	if (--source->undone > 0)
+		return;
+	if (has_to_be_parked(source))
+	{
+		dlist_delete(&source->node);
+		dlist_push_tail(&to_park, &source->node);
+	}
+	else
+		set_done(source);
 }
 
 /* A record of a session context is not there any more. */
@@ -338,6 +352,17 @@ uncount_record(uint64 context)
 
 	if (count != NULL && --count->records <= 0)
 		(void) hash_search(counts, &context, HASH_REMOVE, NULL);
+}
+
+static void
+free_letters(BatchSource *source)
+{
+	ListCell *cell;
+
+	foreach (cell, source->letters)
+		pfree(((Refused *) lfirst(cell))->words);
+	list_free_deep(source->letters);
+	source->letters = NIL;
 }
 
 static void
@@ -354,7 +379,8 @@ free_source(BatchSource *source)
 		pfree(source->records);
 	if (source->header != NULL)
 		pfree(source->header);
-	bms_free(source->refused);
+	free_letters(source);
+	bms_free(source->settled);
 	pfree(source);
 }
 
@@ -383,8 +409,8 @@ settle_source(const BatchSource *source)
 		if (!payload->prepared && !source->records[i].repeated)
 			events += payload->exposures + payload->goals;
 	}
-	if (events > 0)
-		context_slot_settle(source->context, events);
+	if (events > source->pending)
+		context_slot_settle(source->context, events - source->pending);
 }
 
 /*
@@ -1109,7 +1135,7 @@ write_item(Batch *batch, BatchItem *item, uint32 most)
 	for (more = source_seek(&walk, item->first_event);
 		 more && walk.number < end && events < most; more = source_next(&walk))
 	{
-		if (bms_is_member((int) walk.number, source->refused))
+		if (bms_is_member((int) walk.number, source->settled))
 			continue;
 		if (events++ == 0)
 			render_begin(&render, walk.context);
@@ -1167,11 +1193,19 @@ batch_split(Batch *batch)
 void
 batch_done(Batch *batch)
 {
+	MemoryContext caller = MemoryContextSwitchTo(batch_context);
+
 	for (int i = batch->first; i < batch->nitems; i++)
 	{
-		batch->items[i].source->settled = true;
-		finish_one(batch->items[i].source);
+		const BatchItem *item = &batch->items[i];
+		BatchSource *source = item->source;
+
+		source->settled =
+			bms_add_range(source->settled, (int) item->first_event,
+						  (int) item->end_event - 1);
+		finish_one(source);
 	}
+	MemoryContextSwitchTo(caller);
 }
 
 void
@@ -1189,7 +1223,7 @@ batch_list_events(const Batch *batch, int item, BatchList *list)
 	for (more = source_seek(&walk, which->first_event);
 		 more && walk.number < which->end_event; more = source_next(&walk))
 	{
-		if (bms_is_member((int) walk.number, which->source->refused))
+		if (bms_is_member((int) walk.number, which->source->settled))
 			continue;
 		if (walk.goal != NULL && list->ngoals < which->goals)
 			list->goals[list->ngoals++] = walk.number;
@@ -1205,23 +1239,18 @@ batch_refuse(Batch *batch, int item, uint32 number, bool goal,
 	BatchItem *which = &batch->items[item];
 	BatchSource *source = which->source;
 	MemoryContext caller;
-	Refused *entry;
+	Refused *letter;
 
-	if (bms_is_member((int) number, source->refused))
+	if (bms_is_member((int) number, source->settled))
 		return false;
 	caller = MemoryContextSwitchTo(batch_context);
-	entry = palloc(sizeof(Refused));
-	entry->source = source;
-	entry->number = number;
-	entry->words = pstrdup(words);
-	source->refused = bms_add_member(source->refused, (int) number);
+	letter = palloc(sizeof(Refused));
+	letter->number = number;
+	letter->words = pstrdup(words);
+	source->letters = lappend(source->letters, letter);
+	source->settled = bms_add_member(source->settled, (int) number);
 	MemoryContextSwitchTo(caller);
 
-	dlist_push_tail(&refused, &entry->node);
-	if (source->nletters++ == 0)
-		source->first_letter = number;
-	source->undone++;
-	source->settled = true;
 	if (goal)
 		which->goals--;
 	else
@@ -1284,7 +1313,7 @@ batch_drop_held(Batch *batch)
 		BatchSource *source = item->source;
 		const EventRecord *last;
 
-		if (item->context == 0 || source->settled)
+		if (item->context == 0 || source->settled != NULL)
 			continue;
 		/* some of it is elsewhere, and may be on its way */
 		if (source->undone > 1)
@@ -1309,9 +1338,9 @@ batch_free(Batch *batch)
 }
 
 bool
-batch_have_refused(void)
+batch_have_to_park(void)
 {
-	return nletters_due > 0;
+	return !dlist_is_empty(&to_park);
 }
 
 /*
@@ -1322,25 +1351,21 @@ static void
 park_event(const SourceWalk *walk, const char *words)
 {
 	const EventRecord *record = walk->source->records[walk->record].record;
-	size_t bound = walk->goal != NULL
-					   ? encoder_goal_bound(walk->context, walk->goal)
-					   : encoder_exposure_bound(walk->context, walk->exposure);
-	uint32 capacity = (uint32) Max(bound, LETTER_SIZE);
+	uint32 capacity = (uint32) Max(source_bound(walk), LETTER_SIZE);
 	char *data = palloc(capacity);
 	EventPayload payload;
 
 	encoder_begin(&encoder, data, capacity);
-	if (!(walk->goal != NULL
-			  ? encoder_add_goal(&encoder, walk->context, walk->goal)
-			  : encoder_add_exposure(&encoder, walk->context, walk->exposure)))
+	if (!source_encode(walk, &encoder))
 		elog(ERROR, "could not encode an event for the dead letters");
 	payload = (EventPayload){.data = data,
 							 .length = encoder.at.length,
 							 .contexts = encoder.at.contexts,
 							 .exposures = encoder.at.exposures,
 							 .goals = encoder.at.goals};
-	outbox_park_row(record->origin, walk->created, &payload, OUTBOX_DEAD,
-					words);
+	outbox_park_row(record->origin,
+					TimestampTzPlusMilliseconds(record->created, walk->delay),
+					&payload, OUTBOX_DEAD, words);
 	pfree(data);
 }
 
@@ -1375,75 +1400,155 @@ park_record(const SourceRecord *source)
 	outbox_park_original(record);
 }
 
-/* The first of the letters of a source, as they stand in the list. */
-static bool
-is_first_letter(const Refused *letter)
-{
-	return letter->source->first_letter == letter->number;
-}
-
-/* Whether a letter is to be written now: if its source is read again, no. */
-static bool
-is_due(const Refused *letter)
-{
-	return letter->source->all_settled && !letter->source->give_back;
-}
-
 /*
  * Makes dead letters, a row of each.  The events are in their records still,
  * and come in their order as a rule, so that one walk finds those of a source.
  */
 static void
-park_letters(void)
+park_letters(const BatchSource *source)
 {
 	SourceWalk walk = {NULL};
-	dlist_iter iter;
+	ListCell *cell;
 
-	outbox_park_begin();
-	dlist_foreach(iter, &refused)
+	foreach (cell, source->letters)
 	{
-		const Refused *letter = dlist_container(Refused, node, iter.cur);
-		const BatchSource *source = letter->source;
+		const Refused *letter = lfirst(cell);
 
 		CHECK_FOR_INTERRUPTS();
-		if (!is_due(letter))
-			continue;
-		if (is_first_letter(letter))
-			for (int i = 0; i < source->nrecords; i++)
-				park_record(&source->records[i]);
-		if (walk.source != source || walk.next > letter->number)
+		if (walk.source == NULL || walk.next > letter->number)
 			source_walk(&walk, source);
 		if (source_seek(&walk, letter->number))
 			park_event(&walk, letter->words);
 	}
-	outbox_park_end();
 }
 
-/* Letters wait until nothing else of their records is under way. */
-void
-batch_park_refused(void)
+/* A record of what is left of another one. */
+typedef struct Rest
 {
-	dlist_mutable_iter iter;
+	OutboxWriter *writer;
+	const EventRecord *of; /* NULL: there is none yet */
+	EventRecord record;
+	EventOrigin origin;
+	uint64 pending; /* events that were written, as their context counts */
+} Rest;
 
-	/* a standby has no place for them */
-	if (!in_recovery)
-		park_letters();
-	dlist_foreach_modify(iter, &refused)
+static void
+begin_rest(Rest *rest, const EventRecord *of)
+{
+	uint32 capacity = Max(of->payload.length, LETTER_SIZE);
+
+	rest->of = of;
+	rest->record = *of;
+	/* what waits goes to the endpoint that is in force */
+	rest->origin = *of->origin;
+	rest->origin.endpoint = record_current_origin()->endpoint;
+	rest->record.origin = &rest->origin;
+	encoder_begin(&encoder, palloc(capacity), capacity);
+}
+
+static void
+end_rest(Rest *rest)
+{
+	EventPayload *payload = &rest->record.payload;
+
+	if (rest->of == NULL)
+		return;
+	payload->data = encoder.data;
+	payload->length = encoder.at.length;
+	payload->contexts = encoder.at.contexts;
+	payload->exposures = encoder.at.exposures;
+	payload->goals = encoder.at.goals;
+	(void) outbox_write_note(rest->writer, rest->of->note);
+	outbox_write_record(rest->writer, &rest->record);
+	if (payload->context != 0 && !payload->prepared)
+		rest->pending += payload->exposures + payload->goals;
+	pfree(encoder.data);
+}
+
+static bool
+add_to_rest(const SourceWalk *walk)
+{
+	Size size = encoder.at.length + source_bound(walk);
+
+	if (size > encoder.capacity)
+		encoder_move(&encoder, repalloc(encoder.data, 2 * size),
+					 (uint32) (2 * size));
+	return source_encode(walk, &encoder);
+}
+
+/*
+ * Writes what is neither delivered nor refused of a source's records: as
+ * records like them, and under what it would have been sent under.  Gives how
+ * many of these events are pending.
+ */
+static uint64
+write_rest(const BatchSource *source)
+{
+	const EventRecord *first = source->records[0].record;
+	Rest rest = {.writer = outbox_write_begin(first->payload.lane, false)};
+	SourceWalk walk;
+
+	if (rest.writer == NULL)
+		elog(ERROR, "the outbox is gone");
+	source_walk(&walk, source);
+	while (source_next(&walk))
 	{
-		Refused *letter = dlist_container(Refused, node, iter.cur);
-		BatchSource *source = letter->source;
+		const EventRecord *record = source->records[walk.record].record;
 
-		if (!source->all_settled)
+		CHECK_FOR_INTERRUPTS();
+		if (bms_is_member((int) walk.number, source->settled))
 			continue;
-		if (is_due(letter))
-			for (int i = 0; i < source->nrecords; i++)
-				source->records[i].damaged = false;
-		dlist_delete(&letter->node);
-		nletters_due--;
-		source->nletters = 0;
-		finish_one(source);
-		pfree(letter->words);
-		pfree(letter);
+		if (rest.of != record)
+		{
+			end_rest(&rest);
+			begin_rest(&rest, record);
+		}
+		if (add_to_rest(&walk))
+			continue;
+		/* too many names; no two records of a context have one number */
+		end_rest(&rest);
+		begin_rest(&rest, record);
+		rest.record.payload.context = 0;
+		rest.record.payload.sequence = 0;
+		rest.record.payload.prepared = false;
+		if (!add_to_rest(&walk))
+			elog(ERROR, "could not encode an event that is left of a record");
+	}
+	end_rest(&rest);
+	outbox_write_end(rest.writer);
+	return rest.pending;
+}
+
+/* All in one transaction: so a crash leaves either what was, or what is. */
+void
+batch_park(DatabaseState *state)
+{
+	dlist_iter iter;
+
+	outbox_park_begin();
+	dlist_foreach(iter, &to_park)
+	{
+		BatchSource *source = dlist_container(BatchSource, node, iter.cur);
+
+		park_letters(source);
+		if (source->give_back)
+			source->pending = write_rest(source);
+		for (int i = 0; i < source->nrecords; i++)
+			park_record(&source->records[i]);
+	}
+	outbox_park_end();
+	while (!dlist_is_empty(&to_park))
+	{
+		BatchSource *source = dlist_head_element(BatchSource, node, &to_park);
+
+		for (int i = 0; i < source->nrecords; i++)
+			source->records[i].damaged = false;
+		if (source->give_back)
+			shared_events_committed(state,
+									source->records[0].record->payload.lane, 1);
+		source->give_back = false;
+		free_letters(source);
+		set_done(source);
 	}
 }
 
@@ -1453,9 +1558,9 @@ batch_have_done(void)
 	return !dlist_is_empty(&done);
 }
 
-/* Gives the records of a source back, which is done if it says so. */
+/* Gives the records of a source back. */
 static void
-release_source(DatabaseState *state, BatchSource *source, bool is_done)
+release_source(DatabaseState *state, BatchSource *source)
 {
 	/* one after another: an error leaves those that were not given back */
 	while (source->nrecords > 0)
@@ -1464,7 +1569,7 @@ release_source(DatabaseState *state, BatchSource *source, bool is_done)
 
 		release_record(state, record);
 		source->nrecords--;
-		if (is_done && record->place != RECORD_MEMORY)
+		if (record->place != RECORD_MEMORY)
 			noutbox_done--;
 		if (source->context != 0)
 			uncount_record(source->context);
@@ -1510,7 +1615,7 @@ settle_special(DatabaseState *state)
 
 		if (source->give_back)
 		{
-			release_source(state, source, true);
+			release_source(state, source);
 			continue;
 		}
 		park_damaged(source);
@@ -1556,55 +1661,19 @@ batch_acknowledge(DatabaseState *state, bool flush)
 	pfree(records);
 }
 
-/* Gives back what was set aside. */
-static void
-release_asides(DatabaseState *state)
-{
-	while (!dlist_is_empty(&intake->aside_order))
-	{
-		Aside *aside = dlist_head_element(Aside, node, &intake->aside_order);
-
-		while (aside->nrecords > 0)
-		{
-			EventRecord *record = aside->records[aside->nrecords - 1];
-
-			release_record(state, record);
-			aside->nrecords--;
-			intake->aside_bytes -= record->payload.length + RECORD_OVERHEAD;
-			uncount_record(record->payload.context);
-			pfree(record);
-		}
-		forget_aside(aside);
-	}
-	intake->aside_due = false;
-}
-
 void
-batch_release_all(DatabaseState *state)
+batch_give_up(void)
 {
-	while (!dlist_is_empty(&refused))
-	{
-		Refused *letter = dlist_head_element(Refused, node, &refused);
+	dlist_mutable_iter iter;
 
-		dlist_delete(&letter->node);
-		pfree(letter->words);
-		pfree(letter);
-	}
-	nletters_due = 0;
-	while (!dlist_is_empty(&live))
-		release_source(state, dlist_head_element(BatchSource, node, &live),
-					   false);
-	while (!dlist_is_empty(&done))
-		release_source(state, dlist_head_element(BatchSource, node, &done),
-					   true);
-	noutbox_done = 0;
-	item_open = false;
-	for (int i = 0; i < LANE_COUNT; i++)
+	dlist_foreach_modify(iter, &live)
 	{
-		turn_to_lane((EventLane) i);
-		release_asides(state);
-		intake->source = NULL;
-		intake->queue_more = false;
-		intake->outbox_more = false;
+		BatchSource *source = dlist_container(BatchSource, node, iter.cur);
+
+		if (source->settled == NULL)
+			continue;
+		source->give_back = true;
+		source->undone = 1;
+		finish_one(source);
 	}
 }

@@ -5,7 +5,8 @@
  * A record's contexts become items, each of them a publish request of the
  * protocol.  A batch holds the items of several records; a record that is too
  * large for one batch is spread over several.  So a record is acknowledged
- * when all its items are done: delivered, or kept as dead letters.
+ * when all its items are done: delivered, or kept as dead letters; or when
+ * those that are not have become a record of their own.
  *
  * A session context leaves many records, which together become one item: they
  * are set aside until all of the pass has been read.
@@ -164,19 +165,20 @@ extern bool batch_has_context(uint64 context);
 extern bool batch_has_undone(uint64 context);
 
 /*
- * Keeps what was refused as dead letters, each event by itself; acknowledges
- * the records all of whose items are done.  May raise, and may be called again
- * then.
+ * Keeps what was refused as dead letters, each event by itself, and what is
+ * left of records that are given back in part; acknowledges the records all of
+ * whose items are done.  May raise, and may be called again then.
  */
-extern bool batch_have_refused(void);
-extern void batch_park_refused(void);
+extern bool batch_have_to_park(void);
+extern void batch_park(DatabaseState *state);
 extern bool batch_have_done(void);
 extern void batch_acknowledge(DatabaseState *state, bool flush);
 
 /*
- * Gives back all records that were not acknowledged, to be read again; batches
- * that hold them must be freed.
+ * The end: what is in batches is not sent any more.  Of records that were
+ * delivered in part what is left is to be parked; the others stay where they
+ * are, for the next worker.
  */
-extern void batch_release_all(DatabaseState *state);
+extern void batch_give_up(void);
 
 #endif /* ABSMARTLY_WORKER_BATCH_H */

@@ -837,7 +837,7 @@ lane_to_read(void)
 	return can[LANE_BULK] ? LANE_BULK : LANE_COUNT;
 }
 
-/* Whether what was begun with is read to its end; not while there is a pause. */
+/* Whether what was begun with is read to its end; not during a pause. */
 static bool
 reads_on(void)
 {
@@ -978,7 +978,7 @@ start_left(void)
 	return Max(step_pause_left(), collector_pause_left(&claim_pause));
 }
 
-static void let_go(DatabaseState *state, HttpClient *client);
+static void let_go(DatabaseState *state);
 
 /*
  * Somebody wants to take back what waits: nothing more is read.  What has been
@@ -1023,7 +1023,7 @@ publish_begin(DatabaseState *state, HttpClient *client)
 					  reason);
 		finish_ticket(state, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, reason);
 		if (giving_way)
-			let_go(state, client);
+			let_go(state);
 		return;
 	}
 
@@ -1042,7 +1042,7 @@ publish_begin(DatabaseState *state, HttpClient *client)
 		send_waiting(state, client, true);
 	}
 	if (giving_way && !reads_on())
-		let_go(state, client);
+		let_go(state);
 }
 
 /*
@@ -1254,7 +1254,7 @@ publish_finish(DatabaseState *state, HttpClient *client, HttpRequest *request)
 static void
 step_park(DatabaseState *state, void *argument)
 {
-	batch_park_refused();
+	batch_park(state);
 }
 
 static void
@@ -1286,7 +1286,7 @@ is_idle(void)
 		if (lanes[lane].told > 0 || replicated_awaited(lane))
 			return false;
 	}
-	return nothing_left() && !batch_have_done() && !batch_have_refused();
+	return nothing_left() && !batch_have_done() && !batch_have_to_park();
 }
 
 static void
@@ -1317,7 +1317,7 @@ ticket_served(void)
 {
 	dlist_iter iter;
 
-	if (ticket == 0 || batch_have_done() || batch_have_refused())
+	if (ticket == 0 || batch_have_done() || batch_have_to_park())
 		return false;
 	foreach_lane(lane)
 	{
@@ -1341,8 +1341,8 @@ ticket_served(void)
 static void
 acknowledge(DatabaseState *state, bool flush)
 {
-	if (batch_have_refused() &&
-		!step_try(state, "could not keep refused events", step_park, NULL))
+	if (batch_have_to_park() &&
+		!step_try(state, "could not keep events", step_park, NULL))
 		return;
 	if (!batch_have_done())
 		return;
@@ -1495,24 +1495,6 @@ publish_begin_anew(DatabaseState *state)
 	begin_anew(state);
 }
 
-/* Gives up all batches; their records are read again. */
-static void
-drop_batches(DatabaseState *state, HttpClient *client)
-{
-	for (int i = 0; i < (int) lengthof(batch_lists); i++)
-		while (!dlist_is_empty(batch_lists[i]))
-		{
-			Batch *batch = dlist_container(Batch, node,
-										   dlist_pop_head_node(batch_lists[i]));
-
-			if (batch->request != NULL)
-				http_release(client, batch->request);
-			batch_free(batch);
-		}
-	count_no_batches();
-	batch_release_all(state);
-}
-
 void
 publish_settings_changed(void)
 {
@@ -1588,18 +1570,17 @@ wake_for_nothing(DatabaseState *state)
  * more.
  */
 static void
-let_go(DatabaseState *state, HttpClient *client)
+let_go(DatabaseState *state)
 {
 	if (nrunning > 0)
 		return;
 	acknowledge(state, true);
-	if (batch_have_done() || batch_have_refused())
+	if (batch_have_done() || batch_have_to_park())
 		return;
 	log_delivered(state);
-	drop_batches(state, client);
-	/* whoever waits is served by a new pass */
-	ticket = 0;
-	begin_anew(state);
+	batch_give_up();
+	acknowledge(state, true);
+	publish_begin_anew(state);
 	giving_way = false;
 	takeback_yield();
 }
@@ -1630,7 +1611,7 @@ publish_timeout(DatabaseState *state)
 		timeout = collector_earlier(timeout, CLAIM_PAUSE_MS);
 	if (ticket_served() || contexts_are_served())
 		timeout = 0;
-	else if (batch_have_done() || batch_have_refused())
+	else if (batch_have_done() || batch_have_to_park())
 		timeout = collector_earlier(timeout, step_pause_left());
 	if (started && !recovery && maintenance.until != DT_NOEND)
 		timeout =
@@ -1745,10 +1726,12 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 		acknowledge(state, false);
 	}
 	acknowledge(state, true);
+	if (!recovery)
+	{
+		batch_give_up();
+		acknowledge(state, true);
+	}
 	log_delivered(state);
-	if (!ShutdownRequestPending || recovery)
-		return;
-	if (!held_up)
-		drop_batches(state, client);
-	publish_save_queue(state);
+	if (ShutdownRequestPending && !recovery)
+		publish_save_queue(state);
 }

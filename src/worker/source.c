@@ -8,6 +8,9 @@
 
 #include "worker/source.h"
 
+/* of encoder_set_delay() */
+#define DELAY_BOUND 16
+
 static Decoder decoder;
 static Decoder header_decoder;
 
@@ -31,25 +34,16 @@ open_record(SourceWalk *walk)
 {
 	while (!walk->open && ++walk->record < walk->source->nrecords)
 	{
-		const SourceRecord *record = &walk->source->records[walk->record];
+		SourceRecord *record = &walk->source->records[walk->record];
 		const EventPayload *payload = &record->record->payload;
 
-		walk->open = !record->repeated &&
-					 decoder_begin(&decoder, payload->data, payload->length);
+		if (record->repeated)
+			continue;
+		walk->open = decoder_begin(&decoder, payload->data, payload->length);
+		if (!walk->open)
+			record->damaged = true;
 	}
 	return walk->open;
-}
-
-/* The walk has come to an exposure, or to a goal. */
-static void
-come_to(SourceWalk *walk, const EventExposure *exposure, const EventGoal *goal)
-{
-	const EventRecord *record = walk->source->records[walk->record].record;
-
-	walk->number = walk->next++;
-	walk->exposure = exposure;
-	walk->goal = goal;
-	walk->created = TimestampTzPlusMilliseconds(record->created, decoder.delay);
 }
 
 bool
@@ -57,21 +51,22 @@ source_next(SourceWalk *walk)
 {
 	while (open_record(walk))
 	{
-		switch (decoder_next(&decoder))
+		EventKind kind = decoder_next(&decoder);
+
+		if (kind == EVENT_CONTEXT)
+			continue;
+		if (kind == EVENT_END || kind == EVENT_MALFORMED)
 		{
-			case EVENT_CONTEXT:
-				break;
-			case EVENT_EXPOSURE:
-				come_to(walk, &decoder.exposure, NULL);
-				return true;
-			case EVENT_GOAL:
-				come_to(walk, NULL, &decoder.goal);
-				return true;
-			case EVENT_END:
-			case EVENT_MALFORMED:
-				walk->open = false;
-				break;
+			if (kind == EVENT_MALFORMED)
+				walk->source->records[walk->record].damaged = true;
+			walk->open = false;
+			continue;
 		}
+		walk->number = walk->next++;
+		walk->exposure = kind == EVENT_EXPOSURE ? &decoder.exposure : NULL;
+		walk->goal = kind == EVENT_GOAL ? &decoder.goal : NULL;
+		walk->delay = decoder.delay;
+		return true;
 	}
 	return false;
 }
@@ -85,4 +80,23 @@ source_seek(SourceWalk *walk, uint32 number)
 			return false;
 	} while (walk->number < number);
 	return true;
+}
+
+bool
+source_encode(const SourceWalk *walk, Encoder *encoder)
+{
+	if (!encoder_set_delay(encoder, walk->delay))
+		return false;
+	return walk->goal != NULL
+			   ? encoder_add_goal(encoder, walk->context, walk->goal)
+			   : encoder_add_exposure(encoder, walk->context, walk->exposure);
+}
+
+size_t
+source_bound(const SourceWalk *walk)
+{
+	return DELAY_BOUND +
+		   (walk->goal != NULL
+				? encoder_goal_bound(walk->context, walk->goal)
+				: encoder_exposure_bound(walk->context, walk->exposure));
 }

@@ -12,6 +12,7 @@
 
 #include "lib/ilist.h"
 #include "nodes/bitmapset.h"
+#include "nodes/pg_list.h"
 
 #include "events/encoding.h"
 #include "events/record.h"
@@ -34,13 +35,11 @@ typedef struct BatchSource
 	uint64 context; /* key of the session context; 0: of none */
 	char *header; /* a payload: the context as it is sent; if there is one */
 	uint32 header_length;
-	uint32 undone; /* items, what is refused, and 1 while it is read */
-	Bitmapset *refused; /* numbers of events that are in no item any more */
-	uint32 nletters; /* that are to be written for these; 0: have been */
-	uint32 first_letter; /* the number of the first one */
-	bool all_settled; /* nothing but letters is left */
-	bool settled; /* some of its items are delivered, or refused */
-	bool give_back; /* is to be read again */
+	uint32 undone; /* items, and 1 while it is read */
+	Bitmapset *settled; /* numbers of events that are delivered, or refused */
+	List *letters; /* Refused: that are to be written for some of these */
+	uint64 pending; /* events that wait on, in a record of what is left */
+	bool give_back; /* what is left is to be read again */
 	bool discarded; /* is not to be sent: its context has failed */
 } BatchSource;
 
@@ -55,12 +54,12 @@ typedef struct SourceWalk
 	const EventContext *context; /* that it is sent under */
 	const EventExposure *exposure; /* NULL: it is a goal */
 	const EventGoal *goal;
-	TimestampTz created; /* when it was recorded */
+	int64 delay; /* by which it is younger than its record, ms */
 	uint32 next; /* number of the next one */
 } SourceWalk;
 
 /*
- * Goes over the events of a source again, those that were refused included.
+ * Goes over the events of a source again, those that are settled included.
  * There is one walk at a time.
  */
 extern void source_walk(SourceWalk *walk, const BatchSource *source);
@@ -68,5 +67,9 @@ extern bool source_next(SourceWalk *walk);
 
 /* Goes to the first event of that number or after it. */
 extern bool source_seek(SourceWalk *walk, uint32 number);
+
+/* Adds the event that a walk is at to a payload; bytes that suffice for it. */
+extern bool source_encode(const SourceWalk *walk, Encoder *encoder);
+extern size_t source_bound(const SourceWalk *walk);
 
 #endif /* ABSMARTLY_WORKER_SOURCE_H */
