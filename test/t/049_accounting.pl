@@ -456,13 +456,14 @@ sub client
 	while ($kept < $GOALS / CLIENTS)
 	{
 		POSIX::_exit(1) if getppid != $main;
+		# also one that waits has a backend: it may be killed
+		connect_to_primary();
 		my $allowed = slurp_file("$folder/allowed") / CLIENTS;
 		if ($kept >= $allowed)
 		{
 			sleep 0.05;
 			next;
 		}
-		connect_to_primary();
 		if (@later && rand() < 0.2)
 		{
 			my $begun = splice @later, rand @later, 1;
@@ -552,14 +553,14 @@ sub change_endpoint
 
 my %kill = (
 	'worker killed' => sub {
-		my $pid = present_worker();
+		my $pid = present_worker() or return 0;
 		return restart('worker killed', 1, sub { kill('KILL', $pid) && another_worker($_[0], $pid) });
 	},
 	'backend killed' => sub {
 		my $worker = present_worker();
 		my $pid = await(sub {
 			look_up(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1})
-		});
+		}) or return 0;
 		return restart('backend killed', 1, sub { kill('KILL', $pid) && another_worker($_[0], $worker) });
 	},
 	'postmaster killed' => sub {
