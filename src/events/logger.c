@@ -74,6 +74,16 @@ typedef struct FunctionVersion
 /* the one that was called last */
 static FunctionVersion found;
 
+static bool
+is_same_function(const FunctionVersion *a, const FunctionVersion *b)
+{
+	if (!OidIsValid(a->function) || !OidIsValid(b->function))
+		return a->function == b->function;
+	return a->function == b->function && a->changed_by == b->changed_by &&
+		   ItemPointerEquals(unconstify(ItemPointerData *, &a->tuple),
+							 unconstify(ItemPointerData *, &b->tuple));
+}
+
 /*
  * The logger's function and its owner.  Raises if there is none.  Who calls it
  * need not have any privilege on its schema.
@@ -266,9 +276,7 @@ report_failure(const char *event, const ErrorData *error)
 			report = &reports[i];
 	if (report->at != 0 && report->at <= now &&
 		!TimestampDifferenceExceeds(report->at, now, REPORT_MS) &&
-		report->function.function == found.function &&
-		report->function.changed_by == found.changed_by &&
-		ItemPointerEquals(&report->function.tuple, &found.tuple))
+		is_same_function(&report->function, &found))
 	{
 		report->untold++;
 		return;

@@ -309,6 +309,8 @@ $node->safe_psql('postgres', 'ALTER FUNCTION log_event RENAME TO log_elsewhere')
 ($result, $noise) = in_session($session, "$held SELECT absmartly_context_treatment('exp')");
 is($result, '1', 'without its function all goes on');
 like($noise, qr/event logger "public\.log_event" does not exist/, 'which is reported');
+($result, $noise) = in_session($session, q{SELECT absmartly_context_track('goal'), absmartly_context_track('goal')});
+is(scalar(() = $noise =~ /does not exist/g), 1, 'once, however often it is missed');
 $node->safe_psql('postgres', 'ALTER FUNCTION log_elsewhere RENAME TO log_event');
 
 # one that would change what its caller is at: the context, its data, the assignment
