@@ -353,6 +353,7 @@ typedef enum RowFate
 {
 	ROW_THERE,
 	ROW_OPEN, /* its transaction is running, or prepared */
+	ROW_LEAVING, /* one that is running has deleted it */
 	ROW_GONE
 } RowFate;
 
@@ -371,8 +372,9 @@ row_fate(Relation relation, Buffer buffer, BlockNumber page, ItemId item,
 		case HEAPTUPLE_LIVE:
 			return ROW_THERE;
 		case HEAPTUPLE_INSERT_IN_PROGRESS:
-		case HEAPTUPLE_DELETE_IN_PROGRESS:
 			return ROW_OPEN;
+		case HEAPTUPLE_DELETE_IN_PROGRESS:
+			return ROW_LEAVING;
 		default:
 			return ROW_GONE;
 	}
@@ -410,9 +412,9 @@ heaps_walk_page(Relation relation, BlockNumber page_number,
 			heap_row(page, item)->status == OUTBOX_DONE)
 			continue;
 		fate = row_fate(relation, buffer, page_number, item, offset, &tuple);
-		if (fate == ROW_OPEN)
+		if (fate == ROW_OPEN || fate == ROW_LEAVING)
 			open++;
-		if (fate != ROW_THERE ||
+		if ((fate != ROW_THERE && !(fate == ROW_LEAVING && walk->leaving)) ||
 			!walk->visit(walk->argument, heap_row(page, item), &tuple) ||
 			walk->change == NULL)
 			continue;

@@ -139,6 +139,7 @@ typedef struct HeapWalk
 	HeapVisit visit;
 	HeapChange change;
 	void *argument;
+	bool leaving; /* also rows that a running transaction has deleted */
 } HeapWalk;
 
 /* Gives the number of rows whose transaction is running, or prepared. */

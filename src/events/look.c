@@ -12,8 +12,8 @@
  *	 the other heaps those rows count that this snapshot sees; of the entries in
  *	 memory those whose mover it does not see.
  * - What was parked counts whoever sees it, for it may have been moved since,
- *	 and its original may have been marked before it was looked at.  A copy has
- *	 its original's id.  Records are moved that session contexts hold, and what
+ *	 and its original may have been deleted before it was looked at; until that
+ *	 is committed, the original counts.  A copy has its original's id.  Records are moved that session contexts hold, and what
  *	 cannot be sent; so the ids of what may be among these are remembered.
  */
 #include "postgres.h"
@@ -204,7 +204,7 @@ see_row(Look *look, const HeapRow *row)
 static void
 look_at_page(Look *look, Relation relation, BlockNumber page)
 {
-	HeapWalk walk = {copy_row, NULL, look};
+	HeapWalk walk = {copy_row, NULL, look, true};
 	MemoryContext caller = MemoryContextSwitchTo(look->page_context);
 	ListCell *cell;
 
