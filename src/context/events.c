@@ -448,7 +448,7 @@ static int64
 count_what_waits(uint64 key)
 {
 	Recount recount = {key, 0};
-	HeapWalk walk = {count_row, NULL, &recount};
+	HeapWalk walk = {.visit = count_row, .argument = &recount};
 	DatabaseState *state = shared_my_database();
 
 	if (heaps_find())

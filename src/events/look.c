@@ -13,8 +13,9 @@
  *	 memory those whose mover it does not see.
  * - What was parked counts whoever sees it, for it may have been moved since,
  *	 and its original may have been deleted before it was looked at; until that
- *	 is committed, the original counts.  A copy has its original's id.  Records are moved that session contexts hold, and what
- *	 cannot be sent; so the ids of what may be among these are remembered.
+ *	 is committed, the original counts.  A copy has its original's id.  Records
+ *are moved that session contexts hold, and what cannot be sent; so the ids of
+ *what may be among these are remembered.
  */
 #include "postgres.h"
 
@@ -204,7 +205,7 @@ see_row(Look *look, const HeapRow *row)
 static void
 look_at_page(Look *look, Relation relation, BlockNumber page)
 {
-	HeapWalk walk = {copy_row, NULL, look, true};
+	HeapWalk walk = {.visit = copy_row, .argument = look, .leaving = true};
 	MemoryContext caller = MemoryContextSwitchTo(look->page_context);
 	ListCell *cell;
 

@@ -417,7 +417,8 @@ outbox_requeue(int64 id)
 {
 	ParkedWork work = {.id = id,
 					   .endpoint = (int64) record_current_origin()->endpoint};
-	HeapWalk walk = {is_requeueable, requeue_row, &work};
+	HeapWalk walk = {
+		.visit = is_requeueable, .change = requeue_row, .argument = &work};
 
 	return change_parked(&walk);
 }
@@ -426,7 +427,8 @@ int64
 outbox_discard(int64 id)
 {
 	ParkedWork work = {.id = id};
-	HeapWalk walk = {is_parked, discard_row, &work};
+	HeapWalk walk = {
+		.visit = is_parked, .change = discard_row, .argument = &work};
 
 	return change_parked(&walk);
 }
@@ -496,7 +498,7 @@ void
 outbox_summary(OutboxSummary *summary)
 {
 	SummaryWork work = {.summary = summary};
-	HeapWalk walk = {summarize, NULL, &work};
+	HeapWalk walk = {.visit = summarize, .argument = &work};
 
 	memset(summary, 0, sizeof(*summary));
 	summary->known = true;

@@ -355,7 +355,8 @@ void
 progress_forget(const ProgressKey *key, const BackfillProgress *before)
 {
 	ForgetWork work = {*key, before};
-	HeapWalk walk = {is_forgotten, set_done, &work};
+	HeapWalk walk = {
+		.visit = is_forgotten, .change = set_done, .argument = &work};
 	Relation parked;
 
 	outbox_require();

@@ -475,7 +475,9 @@ outbox_adopt(DatabaseState *state)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int64 endpoint = (int64) record_endpoint_hash(state->target.endpoint);
-	HeapWalk walk = {has_old_endpoint, set_endpoint, &endpoint};
+	HeapWalk walk = {.visit = has_old_endpoint,
+					 .change = set_endpoint,
+					 .argument = &endpoint};
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -626,7 +628,7 @@ static void
 follow_file(int place, Relation relation)
 {
 	Oid file = relation->rd_rel->relfilenode;
-	HeapWalk walk = {find_row, NULL, &place};
+	HeapWalk walk = {.visit = find_row, .argument = &place};
 
 	if (files[place] == file)
 		return;
@@ -1016,8 +1018,9 @@ complete_torn(void)
 {
 	for (int place = 0; place < HEAPS_COUNT; place++)
 	{
-		HeapWalk count = {count_torn, NULL, &place};
-		HeapWalk complete = {is_torn, complete_row, &place};
+		HeapWalk count = {.visit = count_torn, .argument = &place};
+		HeapWalk complete = {
+			.visit = is_torn, .change = complete_row, .argument = &place};
 		ListCell *cell;
 		bool any = false;
 
@@ -1177,7 +1180,7 @@ static void
 read_page(int place, BlockNumber page_number)
 {
 	PageRead page = {place, 0};
-	HeapWalk walk = {take_row, NULL, &page};
+	HeapWalk walk = {.visit = take_row, .argument = &page};
 	MemoryContext previous = MemoryContextSwitchTo(records_context);
 	bool wanted = pass->parked_wanted;
 	int open;
@@ -1729,7 +1732,7 @@ truncate_heap(int place)
 	{
 		BlockNumber pages = RelationGetNumberOfBlocks(relation);
 		int64 waiting = 0;
-		HeapWalk walk = {is_waiting, NULL, &waiting};
+		HeapWalk walk = {.visit = is_waiting, .argument = &waiting};
 
 		locked = true;
 		PushActiveSnapshot(GetTransactionSnapshot());
@@ -1817,7 +1820,7 @@ compact_parked(void)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Staying staying = {.most = 64};
-	HeapWalk walk = {collect_row, NULL, &staying};
+	HeapWalk walk = {.visit = collect_row, .argument = &staying};
 	Relation relation = NULL;
 	BlockNumber pages = 0;
 	bool locked = false;

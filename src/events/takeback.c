@@ -329,7 +329,7 @@ take_row(void *argument, HeapRow *row)
 static void
 walk_heaps(TakeBackWalk *walk)
 {
-	HeapWalk rows = {is_taken, take_row, walk};
+	HeapWalk rows = {.visit = is_taken, .change = take_row, .argument = walk};
 
 	for (int place = 0; place < HEAPS_COUNT; place++)
 	{

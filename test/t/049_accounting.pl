@@ -24,8 +24,8 @@
 #   MAX_CONNECTIONS - 1 that are done wait for the disk while it looks for others, all of which may be done when it looks:
 #   so that is in one of the last 2 * MAX_CONNECTIONS requests with a clean answer before the kill, or had its answer during
 #   it. At a failover the marks have to be at the standby: that is asked for first, and what was in flight then counts.
-# - or if it lies in one row of the outbox with an event that was not settled when the worker ended, be it by a kill: a row
-#   is marked as a whole, and read again as a whole. That may be any event of the transaction (or of the session context,
+# - or if it lies in one row of the outbox with an event that was not settled when the worker was killed: a row is marked as
+#   a whole, and then read again as a whole; a worker that ends in order leaves the rest of it only. That may be any event of the transaction (or of the session context,
 #   whose records are sent together) that is at most ROW events away, and that this worker has sent without a clean answer,
 #   or not yet, or, if it is guilty, has not found out.
 #
@@ -896,7 +896,7 @@ CREATE INDEX ON unsettled (t, j, k);
 CREATE INDEX ON unsettled (context, j) WHERE context > 0;
 ANALYZE;
 UPDATE repeated SET in_open_row = true
-	WHERE clean AND NOT in_flight
+	WHERE clean AND NOT in_flight AND (SELECT kill FROM restart WHERE restart.j = repeated.j)
 	AND (EXISTS (SELECT FROM unsettled o WHERE o.t = repeated.t AND o.j = repeated.j AND o.k BETWEEN repeated.k - :row AND repeated.k + :row)
 		OR context > 0 AND EXISTS (SELECT FROM unsettled o WHERE o.context = repeated.context AND o.context > 0 AND o.j = repeated.j));
 EOT
