@@ -91,15 +91,22 @@
 #endif
 
 /*
- * Takes a lock without waiting for it.  raise: it is an error, too, if the lock
- * table is full.
+ * Takes a lock without waiting for it: of the transaction, or of the session.
+ * raise: it is an error, too, if the lock table is full.
  */
 #if PG_VERSION_NUM >= 180000
-#define compat_lock_at_once(tag, mode, raise, lock) \
-	LockAcquireExtended(tag, mode, false, true, raise, lock, false)
+#define compat_lock_at_once(tag, mode, session, raise, lock) \
+	LockAcquireExtended(tag, mode, session, true, raise, lock, false)
 #else
-#define compat_lock_at_once(tag, mode, raise, lock) \
-	LockAcquireExtended(tag, mode, false, true, raise, lock)
+#define compat_lock_at_once(tag, mode, session, raise, lock) \
+	LockAcquireExtended(tag, mode, session, true, raise, lock)
+#endif
+
+/* Whether this process holds a lock, in that mode. */
+#if PG_VERSION_NUM >= 170000
+#define compat_lock_is_held(tag, mode) LockHeldByMe(tag, mode, false)
+#else
+#define compat_lock_is_held(tag, mode) LockHeldByMe(tag, mode)
 #endif
 
 /* Whether a role may REFRESH a materialized view. */

@@ -40,6 +40,7 @@
 #include "events/buffer.h"
 #include "events/dedup.h"
 #include "events/marks.h"
+#include "events/heaps.h"
 #include "events/outbox.h"
 #include "events/queue.h"
 #include "settings.h"
@@ -221,7 +222,6 @@ buffer_forget(void)
 	exposures_dropped = false;
 	commit_prepared = false;
 	written = false;
-	outbox_reservation_gone();
 	ndeduplicated = 0;
 	marks = NULL;
 	nmarks = 0;
@@ -308,7 +308,8 @@ prepare_commit(void)
 		return;
 	if (!IsInParallelMode())
 		(void) GetTopTransactionId();
-	(void) outbox_reserve(OUTBOX_PLACES, true);
+	heaps_prepare(outbox_active_heap(LANE_LIVE));
+	(void) heaps_reserve(true);
 	commit_prepared = TransactionIdIsValid(GetTopTransactionIdIfAny());
 }
 
@@ -1345,11 +1346,14 @@ can_leave_to_worker(const Stream *outbox)
 static bool
 has_places(void)
 {
-	return goals_recorded || nprogress > 0 ||
-		   outbox_reserve(TransactionIdIsValid(GetTopTransactionIdIfAny())
-							  ? OUTBOX_PLACES
-							  : OUTBOX_PLACES_WITH_ID,
-						  false);
+	if (goals_recorded || nprogress > 0)
+		return true;
+	if (!heaps_reserve(false))
+		return false;
+	/* the transaction's id needs one of them */
+	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		(void) heaps_unreserve();
+	return true;
 }
 
 void
@@ -1395,7 +1399,6 @@ buffer_flush(bool prepare)
 	if (!(prepare && writable) && !stream_is_empty(memory))
 		list_for_queue(memory);
 
-	outbox_unreserve();
 	for (int kind = 0; kind < STREAM_COUNT; kind++)
 		if (streams[kind].file != NULL)
 		{

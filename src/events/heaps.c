@@ -37,6 +37,14 @@
 #include "events/outbox.h"
 
 #define COLUMNS 17
+
+/*
+ * Locks that are taken to write: of a heap of each lane, and to make one
+ * longer.
+ */
+#define PLACES 3
+/* advisory locks of this kind are none that SQL can take */
+#define PLACE_KIND 7
 #define HEAP_ROW_SIZE (offsetof(HeapRow, goals) + sizeof(int32))
 
 static const char *const heap_names[HEAPS_COUNT] = {
@@ -45,7 +53,8 @@ static const char *const heap_names[HEAPS_COUNT] = {
 
 /* the heaps' OIDs; the first InvalidOid: to be found */
 static Oid heaps[HEAPS_COUNT];
-static bool prepared = false; /* what writing needs is in the caches */
+static uint32 prepared = 0; /* what writing to them needs is in the caches:
+							 * a bit for each */
 
 /*
  * Finding the heaps
@@ -58,7 +67,7 @@ heaps_invalidate(Datum argument, Oid relation)
 		if (!OidIsValid(relation) || relation == heaps[i])
 		{
 			heaps[0] = InvalidOid;
-			prepared = false;
+			prepared = 0;
 		}
 }
 
@@ -127,7 +136,7 @@ heaps_belongs(Oid relation)
 
 /*
  * As ConditionalLockRelationOid(), but that a full lock table is no error: who
- * writes has kept a place there (outbox_reserve()).
+ * writes has kept a place there (heaps_reserve()).
  */
 static bool
 lock_at_once(Oid relation, LOCKMODE mode)
@@ -137,7 +146,7 @@ lock_at_once(Oid relation, LOCKMODE mode)
 	LockAcquireResult result;
 
 	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relation);
-	result = compat_lock_at_once(&tag, mode, false, &lock);
+	result = compat_lock_at_once(&tag, mode, false, false, &lock);
 	if (result == LOCKACQUIRE_NOT_AVAIL)
 		return false;
 	if (result != LOCKACQUIRE_ALREADY_CLEAR)
@@ -146,6 +155,76 @@ lock_at_once(Oid relation, LOCKMODE mode)
 		MarkLockClear(lock);
 	}
 	return true;
+}
+
+/*
+ * Places in the lock table
+ */
+
+/*
+ * Locks that mean nothing, but have a place of their own.  They are in one
+ * partition of the table, since the end of each transaction looks through all
+ * in which the session has locks.
+ */
+static void
+set_place_tag(LOCKTAG *tag, int number)
+{
+	static uint32 keys[PLACES];
+
+	if (keys[PLACES - 1] == 0)
+	{
+		uint32 key = 1;
+
+		for (int i = 0; i < PLACES; i++)
+		{
+			do
+				SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) MyProcPid,
+									 key++, PLACE_KIND);
+			while (LockHashPartition(LockTagHashCode(tag)) != 0);
+			keys[i] = key - 1;
+		}
+	}
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) MyProcPid, keys[number],
+						 PLACE_KIND);
+}
+
+bool
+heaps_reserve(bool must)
+{
+	LOCKTAG tag;
+
+	/* DISCARD ALL takes them */
+	set_place_tag(&tag, PLACES - 1);
+	if (likely(compat_lock_is_held(&tag, AccessShareLock)))
+		return true;
+	for (int number = 0; number < PLACES; number++)
+	{
+		set_place_tag(&tag, number);
+		if (!compat_lock_is_held(&tag, AccessShareLock) &&
+			compat_lock_at_once(&tag, AccessShareLock, true, must, NULL) ==
+				LOCKACQUIRE_NOT_AVAIL)
+		{
+			(void) heaps_unreserve();
+			return false;
+		}
+	}
+	return true;
+}
+
+bool
+heaps_unreserve(void)
+{
+	bool any = false;
+
+	for (int number = 0; number < PLACES; number++)
+	{
+		LOCKTAG tag;
+
+		set_place_tag(&tag, number);
+		if (compat_lock_is_held(&tag, AccessShareLock))
+			any |= LockRelease(&tag, AccessShareLock, true);
+	}
+	return any;
 }
 
 Relation
@@ -209,6 +288,37 @@ payload_room(bytea *const texts[HEAP_PAYLOAD])
 	return (uint32) (MaxHeapTupleSize - size - VARHDRSZ - MAXIMUM_ALIGNOF);
 }
 
+/*
+ * Inserts a tuple.  Where that has to make the heap longer it takes a lock, for
+ * which the lock table may be full: nothing has been done then, and what was
+ * kept there is given up.
+ */
+static void
+insert_tuple(Relation relation, HeapTuple tuple)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool again = false;
+
+	do
+	{
+		PG_TRY();
+		{
+			heap_insert(relation, tuple, GetCurrentCommandId(true),
+						HEAP_INSERT_SKIP_FSM | HEAP_INSERT_NO_LOGICAL, NULL);
+			again = false;
+		}
+		PG_CATCH();
+		{
+			again = geterrcode() == ERRCODE_OUT_OF_MEMORY && heaps_unreserve();
+			if (!again)
+				PG_RE_THROW();
+			MemoryContextSwitchTo(caller);
+			FlushErrorState();
+		}
+		PG_END_TRY();
+	} while (again);
+}
+
 static void
 insert_row(Relation relation, const HeapRow *row,
 		   bytea *const texts[HEAP_PAYLOAD], const char *data, Size length)
@@ -238,8 +348,7 @@ insert_row(Relation relation, const HeapRow *row,
 	Assert(HaveRegisteredOrActiveSnapshot());
 
 	tuple = heap_form_tuple(RelationGetDescr(relation), values, nulls);
-	heap_insert(relation, tuple, GetCurrentCommandId(true),
-				HEAP_INSERT_SKIP_FSM | HEAP_INSERT_NO_LOGICAL, NULL);
+	insert_tuple(relation, tuple);
 	heap_freetuple(tuple);
 	pfree(payload);
 }
@@ -275,23 +384,18 @@ require_shape(Relation relation)
 }
 
 void
-heaps_prepare(void)
+heaps_prepare(int place)
 {
-	bool all = true;
+	Relation relation;
 
-	if (likely(prepared))
+	if (likely(prepared & (1U << place)) || !heaps_find())
 		return;
-	for (int place = 0; place < HEAPS_COUNT && heaps_find(); place++)
-	{
-		Relation relation = heaps_open(place, AccessShareLock, false);
-
-		all &= relation != NULL;
-		if (relation == NULL)
-			continue;
-		require_shape(relation);
-		relation_close(relation, AccessShareLock);
-	}
-	prepared = all;
+	relation = heaps_open(place, AccessShareLock, false);
+	if (relation == NULL)
+		return;
+	require_shape(relation);
+	relation_close(relation, AccessShareLock);
+	prepared |= 1U << place;
 }
 
 void

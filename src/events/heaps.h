@@ -86,11 +86,22 @@ extern bool heaps_belongs(Oid relation);
 extern Relation heaps_open(int place, LOCKMODE mode, bool wait);
 
 /*
- * Looks at all that heaps_insert() has to know of the heaps, and raises 55000
- * if they are not fit for it, so that a commit need not look into catalogs.
- * Done anew only when something has changed.
+ * Looks at all that heaps_insert() has to know of a heap, and raises 55000 if
+ * it is not fit for it, so that a commit need not look into catalogs.  Done
+ * anew only when something has changed.
  */
-extern void heaps_prepare(void);
+extern void heaps_prepare(int place);
+
+/*
+ * Keeps places in the lock table for what writing to the heaps locks, so that a
+ * commit does not fail for want of them.  They stay with the session until they
+ * are needed: so that costs its later transactions next to nothing.  must:
+ * raises 53200 if the table is full, else gives false.
+ */
+extern bool heaps_reserve(bool must);
+
+/* Gives them to whoever needs them, himself first; false: there were none. */
+extern bool heaps_unreserve(void);
 
 /*
  * Inserts a record at the end of a heap, in as many tuples as it needs.  There

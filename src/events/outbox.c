@@ -47,9 +47,6 @@ struct OutboxWriter
 
 static OutboxWriter writers[LANE_COUNT];
 
-/* places of the lock table that this transaction keeps */
-static int reserved = 0;
-
 /*
  * Writers
  */
@@ -115,60 +112,6 @@ choose_page(const OutboxWriter *to)
 		RelationSetTargetBlock(to->relation, InvalidBlockNumber);
 }
 
-/* A lock that means nothing, but has a place of its own. */
-static void
-set_reservation_tag(LOCKTAG *tag, int number)
-{
-	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, ExtensionRelationId, (Oid) MyProcPid,
-					   number + 1);
-}
-
-bool
-outbox_reserve(int places, bool must)
-{
-	ResourceOwner owner = CurrentResourceOwner;
-	bool good = true;
-
-	if (must)
-		heaps_prepare();
-	/* a subtransaction's end must not take it */
-	CurrentResourceOwner = TopTransactionResourceOwner;
-	while (good && reserved < places)
-	{
-		LOCKTAG tag;
-
-		set_reservation_tag(&tag, reserved);
-		good = compat_lock_at_once(&tag, AccessShareLock, must, NULL) !=
-			   LOCKACQUIRE_NOT_AVAIL;
-		if (good)
-			reserved++;
-	}
-	CurrentResourceOwner = owner;
-	return good;
-}
-
-void
-outbox_unreserve(void)
-{
-	ResourceOwner owner = CurrentResourceOwner;
-
-	CurrentResourceOwner = TopTransactionResourceOwner;
-	while (reserved > 0)
-	{
-		LOCKTAG tag;
-
-		set_reservation_tag(&tag, --reserved);
-		(void) LockRelease(&tag, AccessShareLock, false);
-	}
-	CurrentResourceOwner = owner;
-}
-
-void
-outbox_reservation_gone(void)
-{
-	reserved = 0;
-}
-
 /* Opens the active heap, or the other one, if one can be locked at once. */
 static bool
 open_at_once(OutboxWriter *to, int active)
@@ -198,15 +141,22 @@ outbox_open_waiting(int place)
 	return relation;
 }
 
+int
+outbox_active_heap(EventLane lane)
+{
+	DatabaseState *state = shared_my_database();
+
+	return RECORD_HEAP(
+		lane, state ? pg_atomic_read_u32(&state->outbox_active[lane]) : 0);
+}
+
 OutboxWriter *
 outbox_write_begin(EventLane lane, bool prepare)
 {
 	DatabaseState *state = shared_my_database();
 	OutboxWriter *to = &writers[lane];
-	int active = RECORD_HEAP(lane, 0);
+	int active = outbox_active_heap(lane);
 
-	/* from here on they are needed */
-	outbox_unreserve();
 	if (!heaps_find())
 	{
 		/* with the extension its events go; otherwise none must be lost */
@@ -215,11 +165,9 @@ outbox_write_begin(EventLane lane, bool prepare)
 		return NULL;
 	}
 	memset(to, 0, sizeof(*to));
-	if (state != NULL)
-		active =
-			RECORD_HEAP(lane, pg_atomic_read_u32(&state->outbox_active[lane]));
 	to->state = state;
-	if (!open_at_once(to, active) && heaps_find())
+	if (!open_at_once(to, active) &&
+		!(heaps_unreserve() && open_at_once(to, active)) && heaps_find())
 	{
 		to->place = active;
 		to->relation = outbox_open_waiting(active);

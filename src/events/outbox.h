@@ -52,27 +52,14 @@ typedef enum OutboxStatus
 extern void outbox_require(void);
 
 /*
- * Keeps places in the lock table for what writing at the end of this
- * transaction locks, so that a commit does not fail for want of them; until
- * outbox_write_begin() or outbox_unreserve().  must: raises 53200 if it is
- * full, else gives false.
- */
-extern bool outbox_reserve(int places, bool must);
-extern void outbox_unreserve(void);
-
-/* To be called at the transaction's end, which has let go of them. */
-extern void outbox_reservation_gone(void);
-
-/* a heap, and its extension; before that, for the transaction's id */
-#define OUTBOX_PLACES 2
-#define OUTBOX_PLACES_WITH_ID 3
-
-/*
  * Bytes of the pages of a lane, which are written and emptied in turns, on
  * which something waits, as far as is known without looking.  What is parked
  * does not count: delivery makes no room there.
  */
 extern uint64 outbox_size(EventLane lane);
+
+/* The heap to which a lane's writers append, at this moment. */
+extern int outbox_active_heap(EventLane lane);
 
 /*
  * Writing to a lane at the end of a transaction: PRE_COMMIT or PRE_PREPARE.
