@@ -157,8 +157,9 @@ subtest 'whoever gives up' => sub {
 	fails_with($node, q{SET statement_timeout = '1s'; SELECT absmartly_take_back(filter => 'true');}, '57014', qr/statement timeout/, 'or be cancelled');
 	track('meanwhile', 10);
 	ok(await(sub { scalar(arrived('meanwhile')) == 10 }), 'and others are sent');
-	sql(q{SELECT pg_terminate_backend(worker_pid) FROM absmartly_stat});
-	ok(await(sub { scalar(arrived('hung')) == 1 }), 'as it is by the next worker');
+	# a worker that is asked to leave waits for the answer, unless it is asked again
+	my $pid = sql('SELECT worker_pid FROM absmartly_stat');
+	ok(await(sub { sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $pid"); scalar(arrived('hung')) == 1 }), 'as it is by the next worker');
 };
 
 # All at once: what is recorded arrives once, or was taken back.
