@@ -62,9 +62,10 @@ extern void publish_save_queue(DatabaseState *state);
  * The end: lets running requests come to theirs, as long as the one who ended
  * the worker allows: for half a second if the server stops or somebody needs
  * the database for himself, else up to their own limit, while another worker
- * may begin its work already.  If stop is set, it was terminated: a primary
- * moves the memory queue to the outbox, and a standby that shuts down sends
- * what it can in 2 s.
+ * may begin its work already.  A primary writes what is left of records that
+ * were delivered in part to the outbox.  If stop is set, it was terminated: a
+ * primary moves the memory queue there, too, and a standby that shuts down
+ * sends what it can in 2 s.
  */
 extern void publish_shutdown(DatabaseState *state, HttpClient *client,
 							 bool stop);
