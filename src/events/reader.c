@@ -236,11 +236,15 @@ page_is_empty(const HeapKnowledge *known, BlockNumber page)
 	return known->done[page / 8] & (1 << (page % 8));
 }
 
-/* What was seen of pages since they could be written to means nothing. */
-static void
+/*
+ * What was seen of pages since they could be written to means nothing.  Gives
+ * whether something was seen.
+ */
+static bool
 forget_unsettled(int place, BlockNumber from)
 {
 	HeapKnowledge *known = &knowledge[place];
+	BlockNumber before = known->empty;
 
 	for (BlockNumber page = from; page < known->pages; page++)
 		if (page_is_empty(known, page))
@@ -250,6 +254,7 @@ forget_unsettled(int place, BlockNumber from)
 		}
 	known->low = Min(known->low, from);
 	publish_empty(place);
+	return known->empty < before;
 }
 
 /*
@@ -294,8 +299,10 @@ know_heap(int place, Relation relation, bool to_read)
 	settled = pages;
 	if (place == active_heap(RECORD_LANE(place)))
 		settled -= Min(pages, OPEN_PAGES);
-	if (to_read || settled != known->settled)
-		forget_unsettled(place, Min(settled, known->settled));
+	/* until it is seen again, what is empty counts as filled */
+	if ((to_read || settled != known->settled) &&
+		forget_unsettled(place, Min(settled, known->settled)) && !to_read)
+		shared_events_committed(worker_state, RECORD_LANE(place), 1);
 	known->pages = pages;
 	known->settled = settled;
 	pg_atomic_write_u32(&worker_state->outbox_settled[place], known->settled);
