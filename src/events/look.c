@@ -292,7 +292,7 @@ void
 look(uint32 statuses, LookVisit visit, void *argument)
 {
 	/* of its own, so that it may be taken in parallel mode, too */
-	static SnapshotData moment = {SNAPSHOT_MVCC};
+	static SnapshotData moment = {.snapshot_type = SNAPSHOT_MVCC};
 	Look look = {.statuses = statuses, .visit = visit, .argument = argument};
 	HASHCTL control = {.keysize = sizeof(int64),
 					   .entrysize = sizeof(int64),
