@@ -1407,7 +1407,7 @@ park_record(const SourceRecord *source)
 static void
 park_letters(const BatchSource *source)
 {
-	SourceWalk walk = {NULL};
+	SourceWalk walk = {.source = NULL};
 	ListCell *cell;
 
 	foreach (cell, source->letters)
