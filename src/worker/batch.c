@@ -37,6 +37,8 @@
 #define FEW_RECORDS 8
 /* of the payload of a dead letter, if its event does not need more */
 #define LETTER_SIZE ((uint32) 4 * 1024)
+/* of what encoder_set_delay() writes */
+#define DELAY_BOUND ((Size) 16)
 /* of records that are set aside */
 #define MAX_ASIDE_BYTES ((Size) 8 * 1024 * 1024)
 /* what one takes beside its payload, about */
@@ -1468,12 +1470,13 @@ end_rest(Rest *rest)
 static bool
 add_to_rest(const SourceWalk *walk)
 {
-	Size size = encoder.at.length + source_bound(walk);
+	Size size = encoder.at.length + DELAY_BOUND + source_bound(walk);
 
 	if (size > encoder.capacity)
 		encoder_move(&encoder, repalloc(encoder.data, 2 * size),
 					 (uint32) (2 * size));
-	return source_encode(walk, &encoder);
+	return encoder_set_delay(&encoder, walk->delay) &&
+		   source_encode(walk, &encoder);
 }
 
 /*

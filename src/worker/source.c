@@ -8,9 +8,6 @@
 
 #include "worker/source.h"
 
-/* of encoder_set_delay() */
-#define DELAY_BOUND 16
-
 static Decoder decoder;
 static Decoder header_decoder;
 
@@ -85,8 +82,6 @@ source_seek(SourceWalk *walk, uint32 number)
 bool
 source_encode(const SourceWalk *walk, Encoder *encoder)
 {
-	if (!encoder_set_delay(encoder, walk->delay))
-		return false;
 	return walk->goal != NULL
 			   ? encoder_add_goal(encoder, walk->context, walk->goal)
 			   : encoder_add_exposure(encoder, walk->context, walk->exposure);
@@ -95,8 +90,7 @@ source_encode(const SourceWalk *walk, Encoder *encoder)
 size_t
 source_bound(const SourceWalk *walk)
 {
-	return DELAY_BOUND +
-		   (walk->goal != NULL
-				? encoder_goal_bound(walk->context, walk->goal)
-				: encoder_exposure_bound(walk->context, walk->exposure));
+	return walk->goal != NULL
+			   ? encoder_goal_bound(walk->context, walk->goal)
+			   : encoder_exposure_bound(walk->context, walk->exposure);
 }

@@ -182,11 +182,21 @@ subtest 'a backfill' => sub {
 	arrive('paid', 1 .. 35);
 };
 
-subtest 'exposures of several transactions that share a record' => sub {
+# Exposures of so many units, one after the other in transactions that leave them in memory, while nothing is sent.
+sub expose
+{
+	my ($from, $to) = @_;
+
 	configure($node, 'absmartly.publishing = off');
-	ok(await_sql($node, "SHOW absmartly.publishing", 'off'), 'nothing is sent');
-	sql(join ' ', map {"SELECT absmartly_unit_treatment($_, 'exp'); SELECT pg_sleep(0.002);"} 1 .. 35);
-	ok(await_sql($node, q{SELECT sum(exposures) = 35 AND count(*) < 5 AND bool_and(place <> 'memory') FROM absmartly_outbox}), 'they are put together');
+	ok(await_sql($node, 'SHOW absmartly.publishing', 'off'), 'nothing is sent');
+	sql(join ' ', map {"SELECT absmartly_unit_treatment($_, 'exp'); SELECT pg_sleep(0.002);"} $from .. $to);
+	ok(await_sql($node, "SELECT sum(exposures) = $to - $from + 1 AND count(*) < 5 AND bool_and(place <> 'memory') FROM absmartly_outbox"),
+		'they are put together');
+	return;
+}
+
+subtest 'exposures of several transactions that share a record' => sub {
+	expose(1, 35);
 	my %was = waiting();
 	fail_after(1);
 	configure($node, 'absmartly.publishing = on');
@@ -205,6 +215,19 @@ subtest 'exposures of several transactions that share a record' => sub {
 #
 # Refused events
 #
+
+subtest 'all of a record that is shared' => sub {
+	my $times = 'SELECT units, created FROM %s ORDER BY created, units';
+
+	expose(101, 110);
+	my $were = sql(sprintf $times, 'absmartly_pending_events');
+	$collector->fault('/v1', { match => { method => 'PUT' }, bad_request => 1, times => -1 });
+	configure($node, 'absmartly.publishing = on');
+	publish();
+	is(sql(sprintf $times, 'absmartly_dead_letters'), $were, 'dead letters have the times of their events');
+	$collector->clear_faults('/v1');
+	is(sql('SELECT absmartly_discard()'), '10', 'they are dropped');
+};
 
 subtest 'refused events' => sub {
 	my $dead = q{SELECT string_agg(properties ->> 'i', ' ' ORDER BY (properties ->> 'i')::int) FROM absmartly_dead_letters};
