@@ -601,8 +601,11 @@ absmartly_worker_main(Datum argument)
 		my_database->restart_requested = true;
 		LWLockRelease(&my_database->lock);
 	}
+	/* after an error there is none: what is in memory is saved nevertheless */
 	if (client != NULL)
+	{
 		publish_shutdown(my_database, client, ShutdownRequestPending);
-	in_order = true;
+		in_order = true;
+	}
 	proc_exit(0);
 }
