@@ -828,6 +828,10 @@ $$SELECT translate(rtrim(encode(decode(md5($1), 'hex'), 'base64'), '='), '+/', '
 CREATE TABLE request (r bigint PRIMARY KEY, received float8, published float8, accepted boolean, answered float8, state text, status int, clean boolean);
 COPY request (r, received, published, accepted, answered, state, status) FROM :'requests';
 UPDATE request SET clean = accepted AND state = 'answered' AND status BETWEEN 200 AND 299 AND answered - published < :in_time;
+-- the journal has an answer just before that is sent: the last one of a collector that was killed may not have been
+UPDATE request SET clean = false FROM (SELECT r / 1000000000 AS life, max(answered) AS answered FROM request GROUP BY 1) AS last
+	WHERE request.r / 1000000000 = life AND request.answered = last.answered
+	AND life < (SELECT max(r / 1000000000) FROM request);
 CREATE TABLE sent (r bigint, name text, uid text, t bigint, k int, whole boolean);
 COPY sent FROM :'sent';
 CREATE TABLE log (what text, t bigint, kind text, kept int, exposed int, context bigint, at float8);
