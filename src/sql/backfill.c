@@ -47,6 +47,7 @@
 #include "sql/condition.h"
 #include "sql/evaluation.h"
 #include "sql/function.h"
+#include "sql/pairs.h"
 #include "sql/row_json.h"
 #include "sql/text.h"
 #include "sql/units.h"
@@ -100,14 +101,6 @@ typedef struct Backfill
 	BackfillProgress progress; /* how far it is */
 } Backfill;
 
-/* A member of an argument: name=column, or a column alone. */
-typedef struct NamePair
-{
-	char *name;
-	char *column;
-	char *constant; /* NULL: the column; else this text */
-} NamePair;
-
 /*
  * Arguments
  */
@@ -126,139 +119,33 @@ report_malformed(const Backfill *backfill, const char *argument, const char *at)
 					 "needs double quotes.")));
 }
 
-static const char *
-skip_blanks(const char *at)
-{
-	while (scanner_isspace(*at))
-		at++;
-	return at;
-}
-
-static bool
-is_name_start(char c)
-{
-	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' ||
-		   IS_HIGHBIT_SET(c);
-}
-
-static bool
-is_name_part(char c)
-{
-	return is_name_start(c) || (c >= '0' && c <= '9') || c == '$';
-}
-
-/* A name by the rules of SQL identifiers, but of any length. */
-static char *
-parse_name(const Backfill *backfill, const char *argument, const char **at)
-{
-	const char *start = *at;
-	const char *end = start;
-	char *name;
-	char *to;
-
-	if (is_name_start(*start))
-	{
-		while (is_name_part(*end))
-			end++;
-		*at = skip_blanks(end);
-		return downcase_identifier(start, (int) (end - start), false, false);
-	}
-
-	if (*start != '"')
-		report_malformed(backfill, argument, start);
-	name = palloc(strlen(start));
-	to = name;
-	for (end = start + 1; *end != '"' || end[1] == '"'; end++)
-	{
-		if (*end == '\0')
-			report_malformed(backfill, argument, start);
-		*to++ = *end;
-		if (*end == '"')
-			end++; /* two of them are one */
-	}
-	*to = '\0';
-	if (to == name)
-		report_malformed(backfill, argument, start);
-	*at = skip_blanks(end + 1);
-	return name;
-}
-
-/* A text in single quotes, of which two in it are one. */
-static char *
-parse_constant(const Backfill *backfill, const char *argument, const char **at)
-{
-	const char *start = *at;
-	const char *end;
-	char *text = palloc(strlen(start));
-	char *to = text;
-
-	for (end = start + 1; *end != '\'' || end[1] == '\''; end++)
-	{
-		if (*end == '\0')
-			report_malformed(backfill, argument, start);
-		*to++ = *end;
-		if (*end == '\'')
-			end++;
-	}
-	*to = '\0';
-	*at = skip_blanks(end + 1);
-	return text;
-}
-
 /* The NamePairs of an argument; texts only where they make sense. */
 static List *
 parse_pairs(const Backfill *backfill, const char *argument, const char *value,
 			bool texts)
 {
-	const char *at = skip_blanks(value);
-	List *pairs = NIL;
+	PairsError error;
+	List *pairs;
 
-	while (*at != '\0')
-	{
-		NamePair *pair = palloc0(sizeof(NamePair));
-		ListCell *cell;
-
-		pair->name = parse_name(backfill, argument, &at);
-		pair->column = pair->name;
-		if (*at == '=')
-		{
-			at = skip_blanks(at + 1);
-			if (*at == '\'' && texts)
-				pair->constant = parse_constant(backfill, argument, &at);
-			else
-				pair->column = parse_name(backfill, argument, &at);
-		}
-
-		foreach (cell, pairs)
-			if (strcmp(((NamePair *) lfirst(cell))->name, pair->name) == 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("name \"%s\" stands twice in argument \"%s\" "
-								"of %s()",
-								pair->name, argument, backfill->procedure)));
-		pairs = lappend(pairs, pair);
-
-		if (*at == ',')
-		{
-			at = skip_blanks(at + 1);
-			if (*at == '\0')
-				report_malformed(backfill, argument, at);
-		}
-		else if (*at != '\0')
-			report_malformed(backfill, argument, at);
-	}
-	return pairs;
+	if (pairs_parse(value, texts, &pairs, &error))
+		return pairs;
+	if (error.at != NULL)
+		report_malformed(backfill, argument, error.at);
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("name \"%s\" stands twice in argument \"%s\" of "
+						   "%s()",
+						   error.twice, argument, backfill->procedure)));
 }
 
 /* An argument that is the name of one column. */
 static char *
 parse_column(const Backfill *backfill, const char *argument, const char *value)
 {
-	const char *at = skip_blanks(value);
-	char *name = parse_name(backfill, argument, &at);
+	PairsError error;
+	char *name = pairs_parse_name(value, &error);
 
-	if (*at != '\0')
-		report_malformed(backfill, argument, at);
+	if (name == NULL)
+		report_malformed(backfill, argument, error.at);
 	return name;
 }
 
@@ -433,17 +320,16 @@ append_units(StringInfo query, const Backfill *backfill, Relation relation)
 static void
 append_properties(StringInfo query, const Backfill *backfill, Relation relation)
 {
-	const char *at =
-		backfill->properties != NULL ? skip_blanks(backfill->properties) : "";
+	const char *properties = backfill->properties ? backfill->properties : "";
 	List *pairs;
 
-	if (*at == '*' && *skip_blanks(at + 1) == '\0')
+	if (pairs_are_all(properties))
 	{
 		appendStringInfo(query, "%s.absmartly_properties(" ROW ".*)",
 						 quote_identifier(backfill->extension_schema));
 		return;
 	}
-	pairs = parse_pairs(backfill, "properties", at, true);
+	pairs = parse_pairs(backfill, "properties", properties, true);
 	if (pairs == NIL)
 		appendStringInfoString(query, "NULL::pg_catalog.jsonb");
 	else

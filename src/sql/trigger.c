@@ -15,7 +15,6 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
-#include "parser/scansup.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -31,6 +30,7 @@
 #include "events/buffer.h"
 #include "settings.h"
 #include "sql/function.h"
+#include "sql/pairs.h"
 #include "sql/recording.h"
 #include "sql/row_json.h"
 #include "sql/text.h"
@@ -95,14 +95,6 @@ typedef struct TrackedRow
 	AttrNumber column; /* that is being read; 0: none */
 	bool named; /* the error names trigger and table itself */
 } TrackedRow;
-
-/* A member of an argument: name=column, name='text', or a column alone. */
-typedef struct NamePair
-{
-	EngineText name;
-	char *column; /* NULL: a text */
-	char *constant;
-} NamePair;
 
 static HTAB *maps = NULL;
 static MemoryContext maps_context;
@@ -191,63 +183,6 @@ report_malformed(TrackedRow *row, const char *argument, const char *at)
 					 "needs double quotes.")));
 }
 
-static const char *
-skip_blanks(const char *at)
-{
-	while (scanner_isspace(*at))
-		at++;
-	return at;
-}
-
-static bool
-is_name_start(char c)
-{
-	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' ||
-		   IS_HIGHBIT_SET(c);
-}
-
-static bool
-is_name_part(char c)
-{
-	return is_name_start(c) || (c >= '0' && c <= '9') || c == '$';
-}
-
-/* A name by the rules of SQL identifiers, but of any length. */
-static char *
-parse_name(TrackedRow *row, const char *argument, const char **at)
-{
-	const char *start = *at;
-	const char *end = start;
-	char *name;
-	char *to;
-
-	if (is_name_start(*start))
-	{
-		while (is_name_part(*end))
-			end++;
-		*at = end;
-		return downcase_identifier(start, (int) (end - start), false, false);
-	}
-
-	if (*start != '"')
-		report_malformed(row, argument, start);
-	name = palloc(strlen(start));
-	to = name;
-	for (end = start + 1; *end != '"' || end[1] == '"'; end++)
-	{
-		if (*end == '\0')
-			report_malformed(row, argument, start);
-		*to++ = *end;
-		if (*end == '"')
-			end++; /* two of them are one */
-	}
-	*to = '\0';
-	if (to == name)
-		report_malformed(row, argument, start);
-	*at = end + 1;
-	return name;
-}
-
 /* A name in UTF-8, in the current memory context. */
 static EngineText
 name_to_utf8(TrackedRow *row, const char *name)
@@ -265,28 +200,6 @@ name_to_utf8(TrackedRow *row, const char *name)
 	return utf8;
 }
 
-/* A text in single quotes, of which two in it are one. */
-static char *
-parse_constant(TrackedRow *row, const char *argument, const char **at)
-{
-	const char *start = *at;
-	const char *end;
-	char *text = palloc(strlen(start));
-	char *to = text;
-
-	for (end = start + 1; *end != '\'' || end[1] == '\''; end++)
-	{
-		if (*end == '\0')
-			report_malformed(row, argument, start);
-		*to++ = *end;
-		if (*end == '\'')
-			end++;
-	}
-	*to = '\0';
-	*at = end + 1;
-	return text;
-}
-
 /*
  * The NamePairs of an argument, in the current memory context; texts only where
  * they make sense.
@@ -294,62 +207,18 @@ parse_constant(TrackedRow *row, const char *argument, const char **at)
 static List *
 parse_pairs(TrackedRow *row, const char *argument, bool texts)
 {
-	const char *at = skip_blanks(argument);
-	List *pairs = NIL;
+	PairsError error;
+	List *pairs;
 
-	while (*at != '\0')
-	{
-		NamePair *pair = palloc0(sizeof(NamePair));
-		char *name = parse_name(row, argument, &at);
-		ListCell *cell;
-
-		pair->column = name;
-		at = skip_blanks(at);
-		if (*at == '=')
-		{
-			at = skip_blanks(at + 1);
-			if (*at == '\'' && texts)
-			{
-				pair->column = NULL;
-				pair->constant = parse_constant(row, argument, &at);
-			}
-			else
-				pair->column = parse_name(row, argument, &at);
-			at = skip_blanks(at);
-		}
-		/* the same column has this name in SQL */
-		if (pair->column != NULL)
-			truncate_identifier(pair->column, (int) strlen(pair->column),
-								false);
-		pair->name = name_to_utf8(row, name);
-
-		foreach (cell, pairs)
-		{
-			const NamePair *other = lfirst(cell);
-
-			if (other->name.length == pair->name.length &&
-				memcmp(other->name.data, pair->name.data, pair->name.length) ==
-					0)
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errnamed(row),
-						 errmsg("name \"%s\" stands twice in argument \"%s\" "
-								"of trigger \"%s\" on table \"%s\"",
-								name, argument, trigger_name(row),
-								table_name(row))));
-		}
-		pairs = lappend(pairs, pair);
-
-		if (*at == ',')
-		{
-			at = skip_blanks(at + 1);
-			if (*at == '\0')
-				report_malformed(row, argument, at);
-		}
-		else if (*at != '\0')
-			report_malformed(row, argument, at);
-	}
-	return pairs;
+	if (pairs_parse(argument, texts, &pairs, &error))
+		return pairs;
+	if (error.at != NULL)
+		report_malformed(row, argument, error.at);
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errnamed(row),
+					errmsg("name \"%s\" stands twice in argument \"%s\" of "
+						   "trigger \"%s\" on table \"%s\"",
+						   error.twice, argument, trigger_name(row),
+						   table_name(row))));
 }
 
 /*
@@ -447,7 +316,7 @@ map_units(TrackedRow *row, TrackMap *map, const char *argument)
 		const NamePair *pair = lfirst(cell);
 		TrackUnit *unit = &map->units[map->nunits++];
 
-		unit->type = pair->name;
+		unit->type = name_to_utf8(row, pair->name);
 		unit->column = find_column(row, map, pair->column);
 		unit->kind = column_kind(column_type(row, unit->column));
 		if (!unit_type_allowed(column_type(row, unit->column)))
@@ -503,11 +372,10 @@ map_all_properties(TrackedRow *row, TrackMap *map)
 static void
 map_properties(TrackedRow *row, TrackMap *map, const char *argument)
 {
-	const char *at = skip_blanks(argument);
 	List *pairs;
 	ListCell *cell;
 
-	if (*at == '*' && *skip_blanks(at + 1) == '\0')
+	if (pairs_are_all(argument))
 	{
 		map_all_properties(row, map);
 		return;
@@ -520,7 +388,7 @@ map_properties(TrackedRow *row, TrackMap *map, const char *argument)
 	{
 		const NamePair *pair = lfirst(cell);
 
-		map_property(row, map, pair->name,
+		map_property(row, map, name_to_utf8(row, pair->name),
 					 pair->column ? find_column(row, map, pair->column) : 0,
 					 pair->constant);
 	}
@@ -531,8 +399,7 @@ static bool
 map_option(TrackedRow *row, TrackMap *map, const NamePair *pair,
 		   const char *name, Oid type, AttrNumber *column)
 {
-	if (pair->name.length != strlen(name) ||
-		memcmp(pair->name.data, name, pair->name.length) != 0)
+	if (strcmp(pair->name, name) != 0)
 		return false;
 	if (*column != 0)
 		ereport(ERROR,
@@ -565,8 +432,7 @@ map_options(TrackedRow *row, TrackMap *map, const char *argument)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errnamed(row),
 					 errmsg("unknown option \"%s\" of trigger \"%s\" on table "
 							"\"%s\"",
-							text_for_message(pair->name), trigger_name(row),
-							table_name(row)),
+							pair->name, trigger_name(row), table_name(row)),
 					 errhint("After goal, units and properties there may be "
 							 "\"achieved_at=column\" and "
 							 "\"attributes=column\".")));
