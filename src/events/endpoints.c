@@ -7,14 +7,27 @@
  * before it commits.  What was rolled back stays there, and does no harm: the
  * catalog does not have it.  The file is read and written under a heavyweight
  * lock, so that whoever waits for it can leave.
+ *
+ * A standby sees only now and then which endpoint its database has.  So as long
+ * as records may lie in the outbox for one that is not in force any more, a row
+ * of the parked heap has the list as well.  It is written before anything is
+ * written for the next one: what a standby has of the outbox is never ahead of
+ * what it has of that.
  */
 #include "postgres.h"
 
+#include "access/relation.h"
+#include "access/transam.h"
 #include "access/xlog.h"
+#include "miscadmin.h"
 #include "storage/lock.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 #include "data/file.h"
 #include "events/endpoints.h"
+#include "events/heaps.h"
+#include "events/outbox.h"
 #include "events/record.h"
 
 /* advisory locks of this kind are none that SQL can take */
@@ -90,11 +103,183 @@ goes_on(const FileEndpoints *kept, uint64 endpoint, bool of_database)
 	return find(kept->announced, endpoint) >= 0 || RecoveryInProgress();
 }
 
+/*
+ * The list in the heap
+ */
+
+/* That list, whose row may not be there yet. */
+typedef struct ListRow
+{
+	uint64 own[SHARED_MAX_ENDPOINTS];
+	bool found;
+} ListRow;
+
+/* Where a row has the list; NULL: it is another one. */
+static char *
+list_in(const HeapRow *row)
+{
+	EngineText texts[HEAP_TEXTS];
+
+	if (row->status != OUTBOX_ENDPOINTS || row->database != MyDatabaseId)
+		return NULL;
+	heaps_row_texts(row, texts);
+	if (texts[HEAP_PAYLOAD].length != sizeof(((ListRow *) 0)->own))
+		return NULL;
+	return unconstify(char *, texts[HEAP_PAYLOAD].data);
+}
+
+static bool
+read_list(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	ListRow *list = argument;
+	const char *own = list_in(row);
+
+	if (own != NULL)
+	{
+		memcpy(list->own, own, sizeof(list->own));
+		list->found = true;
+	}
+	return false;
+}
+
+static bool
+is_list(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	return list_in(row) != NULL;
+}
+
+static void
+change_list(void *argument, HeapRow *row)
+{
+	const ListRow *list = argument;
+
+	memcpy(list_in(row), list->own, sizeof(list->own));
+	row->sequence = 0;
+}
+
+/*
+ * What was committed has got the stamp of the endpoint in force; what runs, or
+ * is prepared, has not.  A row's sequence tells of the latter: it is the next
+ * transaction id at that moment.
+ */
+static void
+set_adopted(void *argument, HeapRow *row)
+{
+	row->sequence =
+		(int64) U64FromFullTransactionId(ReadNextFullTransactionId());
+}
+
+bool
+endpoints_row_is_over(const HeapRow *row, TransactionId oldest)
+{
+	FullTransactionId next;
+	uint32 running;
+
+	if (row->status != OUTBOX_ENDPOINTS)
+		return false;
+	if (row->database != MyDatabaseId)
+		return true;
+	next = ReadNextFullTransactionId();
+	running = XidFromFullTransactionId(next) - oldest;
+	return row->sequence != 0 &&
+		   (uint64) row->sequence <= U64FromFullTransactionId(next) - running;
+}
+
+static void
+insert_list(Relation parked, const ListRow *list)
+{
+	static const EventOrigin nowhere = {0};
+	EventPayload payload = {.data = (const char *) list->own,
+							.length = sizeof(list->own)};
+	HeapRecord record = {.status = OUTBOX_ENDPOINTS,
+						 .database = MyDatabaseId,
+						 .created = GetCurrentTimestamp(),
+						 .origin = &nowhere,
+						 .note = "",
+						 .payload = &payload};
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	heaps_insert(parked, &record, NULL, NULL);
+	PopActiveSnapshot();
+}
+
+/*
+ * Whether what the heap has is what this server goes on from.  That is its own
+ * list, or, after a promotion, the former primary's, which may have had more
+ * endpoints than the standby has seen.
+ */
+static bool
+goes_on_from_heap(const ListRow *list, const DatabaseState *state,
+				  uint64 endpoint, bool of_database)
+{
+	if (!list->found)
+		return false;
+	if (last(list->own) == endpoint)
+		return true;
+	/* the database has its settings from where it has the list */
+	return of_database && last(state->endpoints) != 0 &&
+		   find(list->own, last(state->endpoints)) >= 0;
+}
+
+/* Adds to a server's endpoints those that the heap has, which are newer. */
+static void
+add_from_heap(FileEndpoints *endpoints, const ListRow *list)
+{
+	uint64 before[SHARED_MAX_ENDPOINTS];
+
+	memcpy(before, endpoints->own, sizeof(before));
+	for (int i = 0; i < SHARED_MAX_ENDPOINTS && list->own[i] != 0; i++)
+		put_last(endpoints->own, list->own[i]);
+	if (memcmp(before, endpoints->own, sizeof(before)) != 0)
+		endpoints->adopted = false;
+}
+
+/*
+ * Reads the list, and gives the heap, for the list to be written; NULL where
+ * there is none that can be written.
+ */
+static Relation
+open_list(ListRow *list)
+{
+	HeapWalk walk = {.visit = read_list, .argument = list};
+	Relation parked;
+
+	memset(list, 0, sizeof(*list));
+	if (RecoveryInProgress() || !heaps_find())
+		return NULL;
+	parked = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
+	if (parked != NULL)
+		heaps_walk(parked, &walk);
+	return parked;
+}
+
+static void
+close_list(Relation parked, ListRow *list, const FileEndpoints *endpoints)
+{
+	HeapWalk walk = {.visit = is_list, .change = change_list, .argument = list};
+	bool differs = memcmp(list->own, endpoints->own, sizeof(list->own)) != 0;
+
+	if (parked == NULL)
+		return;
+	memcpy(list->own, endpoints->own, sizeof(list->own));
+	if (list->found && differs)
+		heaps_walk(parked, &walk);
+	else if (!list->found && list->own[1] != 0 && !endpoints->adopted)
+		insert_list(parked, list);
+	relation_close(parked, NoLock);
+}
+
+/*
+ * What becomes of the lists
+ */
+
 void
 endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 {
 	FileEndpoints before;
 	FileEndpoints now;
+	ListRow list;
+	Relation parked;
 	LOCKTAG lock;
 	uint64 hash;
 	bool saved;
@@ -104,9 +289,11 @@ endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 		return;
 	hash = record_endpoint_hash(endpoint);
 	/* nobody but the database's worker changes them */
-	if (state->endpoints_saved && last(state->endpoints) == hash)
+	if (state->endpoints_saved && last(state->endpoints) == hash &&
+		RecoveryInProgress())
 		return;
 
+	parked = open_list(&list);
 	lock_file(&lock, state->database);
 	saved = file_read_endpoints(state->database, &before);
 	now = before;
@@ -117,6 +304,8 @@ endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 	}
 	else if (!goes_on(&before, hash, of_database))
 		memset(&now, 0, sizeof(now));
+	if (goes_on_from_heap(&list, state, hash, of_database))
+		add_from_heap(&now, &list);
 	if (last(now.own) != hash)
 	{
 		put_last(now.own, hash);
@@ -130,6 +319,7 @@ endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 	if (!saved || memcmp(&before, &now, sizeof(now)) != 0)
 		saved = file_write_endpoints(state->database, &now);
 	unlock_file(&lock);
+	close_list(parked, &list, &now);
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	memcpy(state->endpoints, now.own, sizeof(now.own));
@@ -195,8 +385,18 @@ endpoints_adoption_wanted(const DatabaseState *state)
 void
 endpoints_note_adoption(DatabaseState *state)
 {
+	HeapWalk walk = {.visit = is_list, .change = set_adopted};
+	Relation parked = NULL;
 	FileEndpoints kept;
 	LOCKTAG lock;
+
+	if (heaps_find())
+		parked = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
+	if (parked != NULL)
+	{
+		heaps_walk(parked, &walk);
+		relation_close(parked, NoLock);
+	}
 
 	state->endpoints_adopted = true;
 	lock_file(&lock, state->database);

@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "data/shared.h"
+#include "events/heaps.h"
 
 /*
  * For the worker, before an endpoint comes in force: remembers it. of_database:
@@ -50,5 +51,12 @@ extern bool endpoints_are_own(const DatabaseState *state, uint64 endpoint);
  */
 extern bool endpoints_adoption_wanted(const DatabaseState *state);
 extern void endpoints_note_adoption(DatabaseState *state);
+
+/*
+ * Whether a row of the parked heap has the list of endpoints, and nothing can
+ * be left that needs it.  oldest: of the transactions that run, or are
+ * prepared.
+ */
+extern bool endpoints_row_is_over(const HeapRow *row, TransactionId oldest);
 
 #endif /* ABSMARTLY_EVENTS_ENDPOINTS_H */

@@ -31,8 +31,10 @@ typedef enum OutboxStatus
 	OUTBOX_PROGRESS = 5, /* how far a backfill has got */
 	OUTBOX_HELD = 6, /* of a session context that is not to be sent yet */
 	/* anywhere again: */
-	OUTBOX_PREPARED = 7 /* waits as well, of a session context in a transaction
-						 * that was prepared: not counted as pending */
+	OUTBOX_PREPARED = 7, /* waits as well, of a session context in a transaction
+						  * that was prepared: not counted as pending */
+	/* parked again: */
+	OUTBOX_ENDPOINTS = 8 /* no event, but a list for standbys (endpoints.c) */
 } OutboxStatus;
 
 /*

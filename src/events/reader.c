@@ -499,6 +499,7 @@ outbox_adopt(DatabaseState *state)
 			relation_close(relation, RowExclusiveLock);
 		}
 	endpoints_note_adoption(state);
+	parked_changed = true;
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 }
@@ -1716,7 +1717,8 @@ outbox_park_end(void)
 static bool
 is_waiting(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
-	(*(int64 *) argument)++;
+	if (!endpoints_row_is_over(row, GetActiveSnapshot()->xmin))
+		(*(int64 *) argument)++;
 	return false;
 }
 

@@ -205,6 +205,29 @@ arrive('/e0/v1', 'original', 'and arrive');
 
 configure($node, 'absmartly.publishing = off');
 $node->backup('later');
+
+# an endpoint that a standby has never seen
+my $between = clone('between', 'later', '', has_streaming => 1);
+ok(wait_ready($between, 'shop'), 'a standby');
+my $blind = worker_pid($between, 'shop');
+kill 'STOP', $blind;
+$node->safe_psql('shop', alter('shop', $spaces[4]));
+await_endpoint($node, 'shop', $spaces[4]);
+$node->safe_psql('shop', q{BEGIN; SELECT absmartly_track('{"user_id": 1}', 'between', jsonb_build_object('n', i)) FROM generate_series(1, 10) AS i; PREPARE TRANSACTION 'b'});
+$node->safe_psql('shop', alter('shop', $spaces[5]));
+await_endpoint($node, 'shop', $spaces[5]);
+$node->wait_for_catchup($between, 'replay');
+kill 'CONT', $blind;
+$between->promote;
+$between->safe_psql('shop', q{COMMIT PREPARED 'b'});
+configure($between, 'absmartly.publishing = on');
+arrive($spaces[5], 'between', 'a standby that has not seen an endpoint come and go knows of it when it is promoted');
+is(stat_of($between, 'foreign_records', 'shop'), '0', 'nothing is foreign');
+ok(await_sql($between, q{SELECT pg_relation_size('absmartly_outbox_parked')}, '0', database => 'shop'), 'and nothing of them stays');
+$between->stop;
+$node->safe_psql('shop', q{ROLLBACK PREPARED 'b'});
+
+# one that was away while it changed
 my $standby = clone('standby', 'later', '', has_streaming => 1);
 ok(wait_ready($standby, 'shop'), 'a standby');
 $standby->stop;
