@@ -135,6 +135,12 @@ sub fault {
     return wantarray ? @ids : $ids[0];
 }
 
+# The same in place of those that are there: no request comes between them.
+sub replace_faults {
+    my ($self, $space, @faults) = @_;
+    return @{$self->_admin(POST => 'faults', {space => $space, replace => 1}, encode_json(\@faults))->{ids}};
+}
+
 # Removes the faults of a space, or of all spaces.
 sub clear_faults {
     my ($self, $space) = @_;

@@ -93,6 +93,15 @@ $collector->clear_faults('/v1');
 $collector->fault('/v1', {match => {path => '/v1/context'}, status => 418});
 is put('g')->{status}, 200, 'other path';
 is get()->{status}, 418, 'whole path';
+$collector->fault('/v1', {status => 500, times => -1}, {status => 429});
+$collector->fault('/other', {status => 418});
+my @ids = $collector->replace_faults('/v1', {status => 502}, {status => 501, after => 1});
+is join(' ', @ids), join(' ', map { $_->{id} } $collector->faults('/v1')), 'others take the place of those that are there';
+is join(' ', map { get()->{status} } 1 .. 4), '502 200 501 200', 'in their order';
+is $collector->clear_faults('/other'), 1, 'those of other spaces stay';
+$collector->fault('/v1', {status => 500});
+is eval { $collector->replace_faults('/v1', {status => 502}, {status => 'x'}); 1 }, undef, 'no wrong ones';
+is join(' ', map { get()->{status} } 1 .. 2), '500 200', 'then those that are there stay';
 for my $wrong ('{}', '[]x', '{"stat":1}', '{"status":"500"}', '{"status":500,"times":0}', '{"hang":2}', '{"hang":false}',
     '{"status":500,"match":{"x":"y"}}', '5')
 {

@@ -586,8 +586,9 @@ sub _post_faults {
         chomp $error;
         return _error($c, 400, $error);
     }
-    return _error($c, 400, 'there are too many faults') if @{$space->{faults}} + @new > MAX_FAULTS;
-    push @{$space->{faults}}, @new;
+    my @kept = $c->param('replace') ? () : @{$space->{faults}};
+    return _error($c, 400, 'there are too many faults') if @kept + @new > MAX_FAULTS;
+    $space->{faults} = [@kept, @new];
     _json($c, {ok => \1, ids => [map { $_->{id} } @new]});
 }
 
