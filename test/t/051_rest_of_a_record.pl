@@ -156,11 +156,16 @@ subtest 'a request that hangs' => sub {
 };
 
 subtest 'one worker after the other' => sub {
+	my $arrived = 0;
+
 	fail_after(1);
 	track('again', 45);
 	for my $turn (1 .. 3)
 	{
-		await_failure($turn * $size);
+		# one request of any size: what has failed before comes after what has not
+		ok(await(sub { $arrived < arrived('again') }), "a request of turn $turn gets through");
+		$arrived = arrived('again');
+		await_failure($arrived);
 		end_worker('pg_terminate_backend');
 		fail_after(1);
 	}
