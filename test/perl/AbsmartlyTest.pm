@@ -21,6 +21,7 @@ use Time::HiRes qw(time);
 our @EXPORT = qw(
     $OUTBOX_FILES
     $PATIENCE
+    another_worker
     await
     await_sql
     collector_settings
@@ -32,9 +33,11 @@ our @EXPORT = qw(
     idle
     log_events
     log_of
+    look_up
     rss_anon
     seconds_of
     set_for_worker
+    set_publishing
     start_collector
     start_node
     stat_of
@@ -111,6 +114,7 @@ sub takes_less
 	return cmp_ok($least, '<', $limit, $name);
 }
 
+# Starts a collector, which ends with the test; the arguments are those of AbsmartlyCollector->start.
 sub start_collector
 {
 	return AbsmartlyCollector->start(@_);
@@ -178,6 +182,7 @@ EOT
 	return $node;
 }
 
+# Makes the extension in a database.
 sub create_extension
 {
 	my ($node, $database) = @_;
@@ -213,6 +218,7 @@ EOT
 	return;
 }
 
+# Waits until a database has data; whether it has.
 sub wait_ready
 {
 	my ($node, $database) = @_;
@@ -227,6 +233,15 @@ sub stat_of
 	my ($node, $column, $database) = @_;
 
 	return $node->safe_psql($database // 'postgres', "SELECT $column FROM absmartly_stat");
+}
+
+# What a query gives; empty if it fails, or the server is away, also before it has heard all of the query.
+sub look_up
+{
+	my ($node, $query, $database) = @_;
+	my ($status, $output) = eval { $node->psql($database // 'postgres', $query) };
+
+	return defined $status && $status == 0 ? $output : '';
 }
 
 # Waits until the worker has nothing to do.
@@ -245,9 +260,24 @@ sub set_for_worker
 
 	$node->safe_psql('postgres',
 		'ALTER DATABASE postgres ' . (defined $value ? "SET absmartly.$setting = '$value'" : "RESET absmartly.$setting"));
-	await(sub { stat_of($node, 'worker_pid') !~ /^(|$pid)$/ }) or die "the worker does not come back";
+	another_worker($node, $pid) or die "the worker does not come back";
 	idle($node);
 	return;
+}
+
+# Turns publishing on or off for all databases, and waits until the worker of the database postgres has heard of that;
+# where it is on, also until what waits is sent, at most for the time that is given (as absmartly_publish() takes it).
+sub set_publishing
+{
+	my ($node, $value, $limit) = @_;
+
+	$limit //= "$PATIENCE s";
+	configure($node, "absmartly.publishing = $value");
+	return await(
+		sub {
+			my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$limit')");
+			return ($error =~ /absmartly\.publishing" is off/) == ($value eq 'off');
+		});
 }
 
 # Stops a process of a server (SIGSTOP), and lets it go on when the server has been told to shut down: what it has left
@@ -265,12 +295,20 @@ sub stop_until_shutdown
 	POSIX::_exit(0);    # nothing of what the test does at its end
 }
 
-# The process of a database's worker; waits until there is one.
+# The process of a database's worker; waits until there is one, also while the server is away.
 sub worker_pid
 {
 	my ($node, $database) = @_;
 
-	return await(sub { stat_of($node, 'worker_pid', $database) });
+	return await(sub { look_up($node, 'SELECT worker_pid FROM absmartly_stat', $database) });
+}
+
+# Waits until the database postgres has a worker that is another one than the former, and gives its process.
+sub another_worker
+{
+	my ($node, $former) = @_;
+
+	return await(sub { my $pid = look_up($node, 'SELECT worker_pid FROM absmartly_stat'); $pid && $pid ne $former && $pid });
 }
 
 # kB of a process's own memory; 0 where the system does not tell, or a sanitizer keeps what was freed
@@ -284,6 +322,7 @@ sub rss_anon
 	return $kilobytes;
 }
 
+# All that a server has logged.
 sub log_of
 {
 	my ($node) = @_;

@@ -56,19 +56,6 @@ sub publish
 	return $node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 }
 
-# Has a server's worker see a setting, before anything depends on it.
-sub set_publishing
-{
-	my ($node, $value) = @_;
-
-	configure($node, "absmartly.publishing = $value");
-	return await(
-		sub {
-			my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
-			return ($error =~ /is off/) == ($value eq 'off');
-		});
-}
-
 # A standby's own events
 is($standby->safe_psql('postgres', q{SELECT count(absmartly_treatment(jsonb_build_object('user_id', i), 'exp')) FROM generate_series(1, 20) AS i}),
 	'20', 'a query on the standby assigns');

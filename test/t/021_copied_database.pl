@@ -70,7 +70,8 @@ sub await_publishing
 		});
 }
 
-sub set_publishing
+# Turns publishing on or off, and waits for the workers of these databases.
+sub turn_publishing
 {
 	my ($server, $value, @databases) = @_;
 
@@ -107,12 +108,12 @@ sub reported
 }
 
 # A copied database
-set_publishing($node, 'off', 'postgres', 'shop');
+turn_publishing($node, 'off', 'postgres', 'shop');
 track($node, 'shop', 'original', 1, 10);
 track($node, 'shop', 'original', 11, 20);
 $node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE shop');
 is($node->safe_psql('copy', 'SELECT count(*) FROM absmartly_pending_events'), '20', 'a copy has the events of the original');
-set_publishing($node, 'on', 'shop', 'copy');
+turn_publishing($node, 'on', 'shop', 'copy');
 arrive('/v1', 'original', 1, 20, 'the original sends them');
 await_foreign($node, 'copy', 2, 'to the copy they are foreign');
 ok(await(sub { reported($node) }), 'which it reports, with a hint');
@@ -158,7 +159,7 @@ is(arrived('/v1', 'in trouble'), join(' ', 1 .. 10), 'and nothing is sent');
 $node->safe_psql('postgres', "DROP DATABASE $_") for qw(copy second);
 
 # A copied server
-set_publishing($node, 'off', 'postgres', 'shop');
+turn_publishing($node, 'off', 'postgres', 'shop');
 track($node, 'postgres', 'backed up', 1, 10);
 track($node, 'postgres', 'backed up', 11, 15);
 $node->backup('base');
@@ -169,7 +170,7 @@ $clone->start;
 await_foreign($clone, 'postgres', 2, 'to a copied server with another endpoint its events are foreign');
 ok(await(sub { reported($clone) }), 'which it reports');
 is(publish($clone, 'postgres'), '0', 'it does not send them');
-set_publishing($node, 'on', 'postgres', 'shop');
+turn_publishing($node, 'on', 'postgres', 'shop');
 arrive('/v1', 'backed up', 1, 15, 'the original does');
 $clone->restart;
 await_foreign($clone, 'postgres', 2, 'they are foreign after a restart, too');
@@ -207,7 +208,7 @@ sub moves
 	my $database = $how{by_database} ? 'shop' : 'postgres';
 
 	$collector->fault('/v1', $down);
-	set_publishing($node, 'off', $database) if $how{off};
+	turn_publishing($node, 'off', $database) if $how{off};
 	track($node, $database, $goal, 1, 10);
 	$node->psql($database, "SELECT absmartly_publish('$PATIENCE s')");
 	# at the new one it fails as well until it is known whether the restart makes a difference
@@ -220,7 +221,7 @@ sub moves
 		$node->restart;
 		$collector->clear_faults('/new/v1');
 	}
-	set_publishing($node, 'on', $database) if $how{off};
+	turn_publishing($node, 'on', $database) if $how{off};
 	arrive('/new/v1', $goal, 1, 10, 'what waited goes to the new endpoint');
 	publish($node, $database);
 	is(arrived('/new/v1', $goal), join(' ', 1 .. 10), 'once');
@@ -243,7 +244,7 @@ subtest 'endpoint changed by ALTER DATABASE, publishing off, then a restart' =>
 	sub { moves('database off restart', by_database => 1, off => 1, restart => 1) };
 
 # an endpoint that changed while the server was down is another's
-set_publishing($node, 'off', 'postgres');
+turn_publishing($node, 'off', 'postgres');
 track($node, 'postgres', 'stopped', 1, 10);
 $node->stop;
 $node->append_conf('postgresql.conf', collector_settings($collector, '/new/v1') . "absmartly.publishing = on\n");

@@ -4,24 +4,16 @@
 use strict;
 use warnings;
 
+use AbsmartlyMain qw(:DEFAULT arrived publish);
 use AbsmartlyTest;
 use Test::More;
 
-my $collector = start_collector(data => experiments(experiment('exp')));
-my $node = start_node('main', collector => $collector, settings => <<'EOT');
+start_main(settings => <<'EOT');
 absmartly.publish_delay = 0
 autovacuum = off
 bgwriter_lru_maxpages = 0
 fsync = on
 EOT
-ok(wait_ready($node), 'ready');
-
-sub sql
-{
-	my ($query, $database) = @_;
-
-	return $node->safe_psql($database // 'postgres', $query);
-}
 
 sub track
 {
@@ -31,24 +23,9 @@ sub track
 		$goal, $number // 1;
 }
 
-sub arrived
-{
-	my ($goal) = @_;
-
-	return scalar $collector->goals(space => '/v1', name => $goal);
-}
-
-sub set_publishing
-{
-	my ($value) = @_;
-
-	configure($node, "absmartly.publishing = $value");
-	return await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); ($error =~ /is off/) == ($value eq 'off') });
-}
-
 # A goal that the collector has received must not be undone by a crash, however lazily its transaction was committed.
 subtest 'a goal is sent when its commit is on disk' => sub {
-	ok(set_publishing('off'), 'events wait');
+	ok(set_publishing($node, 'off'), 'events wait');
 	my $session = $node->background_psql('postgres', on_error_stop => 0);
 	my ($writer) = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
 
@@ -78,7 +55,7 @@ EOT
 	$collector->clear_faults('/v1');
 	# from here on only a collector that is very slow gets something twice
 	configure($node, 'absmartly.request_timeout = 10h');
-	ok(set_publishing('on'), 'it is delivered');
+	ok(set_publishing($node, 'on'), 'it is delivered');
 	is(arrived('failed'), 0, 'and the one that failed is not');
 };
 
@@ -134,7 +111,7 @@ subtest 'records that can not be read' => sub {
 	my $offset = -s $node->logfile;
 	my $parked = q{SELECT string_agg(status || ' ' || record || ' ' || (note <> ''), ', ' ORDER BY record) FROM absmartly_outbox};
 
-	ok(set_publishing('off'), 'events wait');
+	ok(set_publishing($node, 'off'), 'events wait');
 	# writers begin with the first heap
 	$node->restart;
 	sql(track('readable', 3));
@@ -153,7 +130,7 @@ INSERT INTO absmartly_outbox_a TABLE damaged;
 UPDATE pg_class SET relkind = 'm', relhasrules = true WHERE $outbox;
 COMMIT;
 EOT
-	ok(set_publishing('on'), 'they are sent');
+	ok(set_publishing($node, 'on'), 'they are sent');
 	is(arrived('readable'), 3 + 2, 'also what can be read of one that is damaged');
 	is(sql(q{SELECT count(*) FROM absmartly_outbox WHERE status = 'unreadable'}), '2', 'and all is kept of what can not');
 	my $log = substr(log_of($node), $offset);

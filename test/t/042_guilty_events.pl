@@ -6,29 +6,21 @@
 use strict;
 use warnings;
 
+use AbsmartlyMain qw(:DEFAULT put_fault puts);
 use AbsmartlyTest;
 use JSON::PP ();
 use Test::More;
 use Time::HiRes qw(sleep);
 
-my $collector = start_collector(data => experiments(experiment('exp'), experiment('other', id => 2)));
-my $node = start_node('main', collector => $collector, settings => <<'EOT');
+start_main(data => experiments(experiment('exp'), experiment('other', id => 2)), settings => <<'EOT');
 absmartly.publish_delay = '10min'
 absmartly.max_retries = 1
 EOT
-ok(wait_ready($node), 'ready');
 idle($node);
 
 #
 # Helpers
 #
-
-sub sql
-{
-	my ($query) = @_;
-
-	return $node->safe_psql('postgres', $query);
-}
 
 # So many goals of one unit in one transaction; some of them have another name.
 sub track
@@ -53,18 +45,6 @@ sub publish
 	sql("SELECT absmartly_publish('$PATIENCE s')");
 	$sent_before = sent();
 	return $sent_before - ($sent_before < $before ? 0 : $before);
-}
-
-sub put_fault
-{
-	my (%fault) = @_;
-
-	return $collector->fault('/v1', { match => { method => 'PUT' }, times => -1, %fault });
-}
-
-sub puts
-{
-	return $collector->requests(space => '/v1', method => 'PUT');
 }
 
 sub publish_requests

@@ -5,33 +5,20 @@
 use strict;
 use warnings;
 
+use AbsmartlyMain qw(:DEFAULT arrived publish);
 use AbsmartlyTest;
 use Test::More;
 use Time::HiRes qw(sleep);
 
-my $collector = start_collector(data => experiments(experiment('exp')));
-my $node = start_node('main', collector => $collector, settings => <<'EOT');
+start_main(settings => <<'EOT');
 absmartly.publish_delay = 0
 absmartly.max_connections = 1
 autovacuum = off
 fsync = on
 restart_after_crash = on
 EOT
-ok(wait_ready($node), 'ready');
 
 my @heaps = map { "absmartly_outbox_$_" } qw(a b parked);
-
-sub sql
-{
-	my ($query) = @_;
-
-	return $node->safe_psql('postgres', $query);
-}
-
-sub publish
-{
-	return sql("SELECT absmartly_publish('$PATIENCE s')");
-}
 
 # A statement that queues goals, each of so many bytes, which are a record of several rows each if they are large.
 sub track
@@ -40,21 +27,6 @@ sub track
 
 	return sprintf q{SELECT count(absmartly_track(jsonb_build_object('user_id', i), '%s', jsonb_build_object('n', i, 'text', repeat('x', %d))))
 		FROM generate_series(1, %d) AS i}, $goal, $bytes // 10, $number // 1;
-}
-
-sub arrived
-{
-	my ($goal) = @_;
-
-	return scalar $collector->goals(space => '/v1', name => $goal);
-}
-
-sub set_publishing
-{
-	my ($value) = @_;
-
-	configure($node, "absmartly.publishing = $value");
-	return await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); ($error =~ /is off/) == ($value eq 'off') });
 }
 
 # Changes rows of the outbox, which SQL lets nobody do, but for a trick.
@@ -66,12 +38,6 @@ sub change_rows
 		. join(' ', map { "$_;" } @changes)
 		. " UPDATE pg_class SET relkind = 'm', relhasrules = true WHERE oid = '$heap'::regclass; COMMIT");
 	return;
-}
-
-# Waits for the worker that comes after a crash. Without a server psql goes before it has read its query.
-sub await_worker
-{
-	return await(sub { eval { stat_of($node, 'worker_pid') ne '' } });
 }
 
 # Rows that something is still to be done with.
@@ -110,7 +76,7 @@ for my $case (
 	my ($name, $marked) = @$case;
 
 	subtest $name => sub {
-		ok(set_publishing('off'), 'events wait');
+		ok(set_publishing($node, 'off'), 'events wait');
 		sql(track('torn', 3, 300_000));
 		sql(track('whole', 2, 300_000));
 		my $heap = sql(q{SELECT 'absmartly_outbox_' || min(place) FROM absmartly_outbox WHERE place <> 'parked'});
@@ -119,7 +85,7 @@ for my $case (
 		is(sql("SELECT count(*) FROM absmartly_outbox"), '2', 'records lack some of their rows');
 		$collector->forget;
 
-		ok(set_publishing('on'), 'it goes on');
+		ok(set_publishing($node, 'on'), 'it goes on');
 		ok(await_sql($node, $LEFT, '0'), 'nothing is left of them');
 		is(arrived('torn'), 0, 'they were delivered before');
 		is(arrived('whole'), 2, 'and others are now');
@@ -169,7 +135,7 @@ subtest 'large events that are committed while others are read' => sub {
 subtest 'a worker that is killed' => sub {
 	for my $trial (0 .. 3)
 	{
-		ok(set_publishing('off'), 'events wait');
+		ok(set_publishing($node, 'off'), 'events wait');
 		sql(track('killed', 40, 100_000));
 		sql('CHECKPOINT');
 		$collector->forget;
@@ -177,7 +143,7 @@ subtest 'a worker that is killed' => sub {
 		ok(await(sub { arrived('killed') > 0 }), 'some have arrived');
 		sleep 0.1 * $trial;
 		kill 'KILL', worker_pid($node);
-		ok(await_worker(), 'it is back');
+		ok(worker_pid($node), 'it is back');
 		publish();
 		my %numbers;
 		$numbers{ $_->{properties}{n} }++ for $collector->goals(space => '/v1', name => 'killed');
@@ -196,7 +162,7 @@ sub in_flight
 {
 	my ($goal, $do) = @_;
 
-	ok(set_publishing('off'), 'events wait');
+	ok(set_publishing($node, 'off'), 'events wait');
 	sql(track($goal, 10, 50_000));
 	sql(track($goal, 1000));
 	$collector->forget;
@@ -286,7 +252,7 @@ subtest 'a crash while an event becomes a dead letter' => sub {
 	my $locker = $node->background_psql('postgres');
 	my $offset = -s $node->logfile;
 
-	ok(set_publishing('off'), 'events wait');
+	ok(set_publishing($node, 'off'), 'events wait');
 	sql(track('letter'));
 	my $heap = sql(q{SELECT 'absmartly_outbox_' || min(place) FROM absmartly_outbox});
 	$collector->fault('/v1', { match => { method => 'PUT' }, reject_goal => 'letter', times => -1 });
@@ -298,7 +264,7 @@ subtest 'a crash while an event becomes a dead letter' => sub {
 	my $worker = worker_pid($node);
 	ok(await_sql($node, "SELECT wait_event_type FROM pg_stat_activity WHERE pid = $worker", 'Lock'), 'it is refused, and can not be marked');
 	kill 'KILL', $worker;
-	ok(await_worker(), 'the worker is back');
+	ok(worker_pid($node), 'the worker is back');
 	publish();
 	is(sql('SELECT count(*) FROM absmartly_dead_letters'), '1', 'it is a dead letter, once');
 	is(sql('SELECT absmartly_discard()'), '1', 'which is dropped');

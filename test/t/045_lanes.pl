@@ -5,12 +5,12 @@
 use strict;
 use warnings;
 
+use AbsmartlyMain qw(:DEFAULT arrived publish);
 use AbsmartlyTest;
 use FastSink;
 use Test::More;
 
-my $collector = start_collector(data => experiments(experiment('exp')));
-my $node = start_node('main', collector => $collector, streaming => 1, settings => <<'EOT');
+start_main(streaming => 1, settings => <<'EOT');
 absmartly.publish_delay = 0
 absmartly.batch_size = 10
 absmartly.max_connections = 2
@@ -18,14 +18,6 @@ absmartly.max_retries = 0
 absmartly.exposure_dedup_interval = 0
 max_prepared_transactions = 5
 EOT
-ok(wait_ready($node), 'ready');
-
-sub sql
-{
-	my ($query) = @_;
-
-	return $node->safe_psql('postgres', $query);
-}
 
 # A statement that tracks goals of so many units.
 sub goals
@@ -44,36 +36,14 @@ sub exposures
 	return "SELECT count(absmartly_unit_treatment(i::bigint, 'exp', historic => $historic)) FROM generate_series(1, $number) AS i";
 }
 
-sub publishing
-{
-	my ($value) = @_;
-
-	configure($node, "absmartly.publishing = $value");
-	return await(
-		sub {
-			my (undef, undef, $error) = $node->psql('postgres', q{SELECT absmartly_publish('1 ms')});
-			return ($error =~ /absmartly\.publishing" is off/) == ($value eq 'off');
-		});
-}
-
-sub publish
-{
-	return sql("SELECT absmartly_publish('$PATIENCE s')");
-}
+# Turns publishing on or off, and waits for nothing to be sent.
+sub publishing { return set_publishing($node, $_[0], '1 ms') }
 
 sub served_by
 {
 	my ($collector) = @_;
 
 	return await_sql($node, 'SELECT endpoint FROM absmartly_shared_data()', $collector->url);
-}
-
-sub arrived
-{
-	my ($goal) = @_;
-	my @goals = $collector->goals(space => '/v1', name => $goal);
-
-	return scalar @goals;
 }
 
 # The names of the goals in each request, in the order in which they came: a name for each request.

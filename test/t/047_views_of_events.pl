@@ -4,20 +4,18 @@
 use strict;
 use warnings;
 
+use AbsmartlyMain qw(:DEFAULT publish);
 use AbsmartlyTest;
 use IPC::Run qw(finish start);
 use PostgreSQL::Test::Cluster;
 use Test::More;
 
-my $collector = start_collector(data => experiments(experiment('exp')));
-my $node = start_node('main', collector => $collector, settings => <<'EOT');
+start_main(settings => <<'EOT');
 absmartly.publishing = off
 EOT
 
-ok(wait_ready($node), 'ready');
-
 # A look must not show fewer events than the one before, since none is delivered, nor one of them twice.
-$node->safe_psql('postgres', <<'EOT');
+sql(<<'EOT');
 CREATE TABLE finished (who text);
 CREATE TABLE looks (looks int, fewer int, twice int, most bigint);
 CREATE PROCEDURE look_until(finishes int, statement text) LANGUAGE plpgsql AS $$
@@ -86,19 +84,19 @@ subtest 'from memory to the outbox' => sub {
 		q{CALL look_until(2, $$SELECT coalesce(sum(exposures), 0), coalesce(sum(contexts), 0) FROM absmartly_outbox$$)};
 
 	is((scalar grep { !finish($_) } @sessions), 0, 'events are made while others look');
-	is($node->safe_psql('postgres', 'SELECT DISTINCT fewer, twice, most FROM looks'), '0|0|3000', 'no look missed one, or showed one twice');
-	cmp_ok($node->safe_psql('postgres', 'SELECT min(looks) FROM looks'), '>', 10, 'some looks were taken');
+	is(sql('SELECT DISTINCT fewer, twice, most FROM looks'), '0|0|3000', 'no look missed one, or showed one twice');
+	cmp_ok(sql('SELECT min(looks) FROM looks'), '>', 10, 'some looks were taken');
 	ok(await_sql($node, q{SELECT count(*) = 0 FROM absmartly_outbox WHERE place = 'memory'}), 'all have moved');
-	cmp_ok($node->safe_psql('postgres', 'SELECT count(*) FROM absmartly_outbox'), '<', 3000, 'and share records');
+	cmp_ok(sql('SELECT count(*) FROM absmartly_outbox'), '<', 3000, 'and share records');
 };
 
 subtest 'when an event was recorded' => sub {
-	is($node->safe_psql('postgres', q{SELECT count(*) FROM absmartly_pending_events WHERE created < event_time}), '0', 'no event was recorded before it happened');
-	is($node->safe_psql('postgres', <<'EOT'), '0', 'each has its own time, not that of those it shares a record with');
+	is(sql(q{SELECT count(*) FROM absmartly_pending_events WHERE created < event_time}), '0', 'no event was recorded before it happened');
+	is(sql(<<'EOT'), '0', 'each has its own time, not that of those it shares a record with');
 SELECT count(*) FROM absmartly_pending_events JOIN absmartly_outbox AS o USING (record)
 WHERE absmartly_pending_events.created < o.created OR (o.exposures = 1 AND absmartly_pending_events.created <> o.created)
 EOT
-	$node->safe_psql('postgres', <<'EOT');
+	sql(<<'EOT');
 CREATE TABLE times (unit int, before timestamptz, after timestamptz);
 CREATE PROCEDURE expose_apart() LANGUAGE plpgsql AS $$
 DECLARE
@@ -118,18 +116,19 @@ END $$;
 CALL expose_apart();
 EOT
 	ok(await_sql($node, q{SELECT count(*) = 0 FROM absmartly_outbox WHERE place = 'memory'}), 'these have moved as well');
-	is($node->safe_psql('postgres', <<'EOT'), '20|20', 'each was recorded between what was done before and after');
+	is(sql(<<'EOT'), '20|20', 'each was recorded between what was done before and after');
 SELECT count(*), count(*) FILTER (WHERE created BETWEEN before AND after + interval '1 ms')
 FROM times JOIN absmartly_pending_events ON units[1] = absmartly_hash_unit(unit::text)
 EOT
-	isnt($node->safe_psql('postgres', <<'EOT'), '20', 'though some share a record');
+	isnt(sql(<<'EOT'), '20', 'though some share a record');
 SELECT count(DISTINCT record) FROM times JOIN absmartly_pending_events ON units[1] = absmartly_hash_unit(unit::text)
 EOT
 };
 
 subtest 'to where records stay' => sub {
 	set_for_worker($node, publishing => 'on');
-	$node->safe_psql("postgres", "TRUNCATE finished, looks; SELECT absmartly_publish('$PATIENCE s')");
+	sql('TRUNCATE finished, looks');
+	publish();
 	# what is held is moved, and stays while its session lasts
 	my $session = $node->background_psql('postgres', on_error_stop => 1);
 	my @lookers = map { begin($_) }
@@ -139,14 +138,14 @@ subtest 'to where records stay' => sub {
 
 	$session->query_safe('CALL hold(1500)');
 	is((scalar grep { !finish($_) } @lookers), 0, 'events are held while others look');
-	is($node->safe_psql('postgres', 'SELECT DISTINCT fewer, twice, most FROM looks'), '0|0|1500', 'no look missed one, or showed one twice');
-	ok($node->safe_psql('postgres', q{SELECT count(*) FROM absmartly_outbox WHERE place = 'parked'}) > 0, 'some have moved meanwhile');
+	is(sql('SELECT DISTINCT fewer, twice, most FROM looks'), '0|0|1500', 'no look missed one, or showed one twice');
+	ok(sql(q{SELECT count(*) FROM absmartly_outbox WHERE place = 'parked'}) > 0, 'some have moved meanwhile');
 
 	# a snapshot of before the move
 	my $old = $node->background_psql('postgres', on_error_stop => 1);
 	$old->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
 	$session->query_safe(q{SELECT absmartly_context_track('late')});
-	$node->safe_psql('postgres', qq{SELECT absmartly_track('{"user_id": 2}', 'delivered'); SELECT absmartly_publish('$PATIENCE s')});
+	sql(qq{SELECT absmartly_track('{"user_id": 2}', 'delivered'); SELECT absmartly_publish('$PATIENCE s')});
 	ok(await_sql($node, q{SELECT count(*) = 1501 FROM absmartly_pending_events WHERE place = 'parked'}), 'one more has moved');
 	is($old->query_safe('SELECT count(*), count(DISTINCT goal) FROM absmartly_pending_events'), '1501|1501', 'an old snapshot hides nothing');
 	$old->quit;
@@ -159,20 +158,20 @@ subtest 'a look keeps nobody waiting' => sub {
 	my $session = $node->background_psql('postgres', on_error_stop => 1);
 
 	$session->query_safe('BEGIN; SELECT count(*) FROM absmartly_outbox; SELECT count(*) FROM absmartly_pending_events');
-	is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE relation::regclass::text LIKE 'absmartly_outbox_%' AND mode <> 'RowExclusiveLock'}),
+	is(sql(q{SELECT count(*) FROM pg_locks WHERE relation::regclass::text LIKE 'absmartly_outbox_%' AND mode <> 'RowExclusiveLock'}),
 		'0', 'a transaction that has looked locks no heap');
 	$session->quit;
 };
 
 subtest 'whatever is in an event' => sub {
-	$node->safe_psql('postgres', <<'EOT');
+	sql(<<'EOT');
 CREATE TABLE notes (id int, note json);
 CREATE TRIGGER noted AFTER INSERT ON notes FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('noted', 'user_id=id', 'note');
 INSERT INTO notes VALUES
 	(1, '"nul \u0000."'), (2, '"\ud83d\ude00 \ud83d alone"'), (3, '"\ude00 alone"'), (4, '"no escape: \\u0000"'),
 	(5, '{"\u0000": ["\u0000", "\u0000\ud83d"]}'), (6, '"\u00e9 \"quoted\" \\"'), (7, '"\ud83d\u0000"'), (8, '"\ud83d\\"');
 EOT
-	is($node->safe_psql('postgres', <<'EOT'), <<'EOT' =~ s/\n\z//r, 'each is shown, and its members can be taken out');
+	is(sql(<<'EOT'), <<'EOT' =~ s/\n\z//r, 'each is shown, and its members can be taken out');
 SELECT n, properties ->> 'note' FROM absmartly_pending_events JOIN generate_series(1, 8) AS n ON units[1] = absmartly_hash_unit(n::text)
 WHERE goal = 'noted' AND properties::jsonb IS NOT NULL ORDER BY n
 EOT
@@ -186,7 +185,7 @@ EOT
 8|�\
 EOT
 	set_for_worker($node, publishing => 'on');
-	$node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
+	publish();
 	is((scalar grep { $_->{name} eq 'noted' && $_->{properties}{note} eq "nul \0." } $collector->goals), 1, 'the collector gets what was recorded');
 };
 

@@ -5,32 +5,19 @@
 use strict;
 use warnings;
 
+use AbsmartlyMain qw(:DEFAULT arrived publish);
 use AbsmartlyTest;
 use Test::More;
 
-my $collector = start_collector(data => experiments(experiment('exp')));
-my $node = start_node('main', collector => $collector, settings => <<'EOT');
+start_main(settings => <<'EOT');
 absmartly.publish_delay = 0
 absmartly.exposure_dedup_interval = 0
 autovacuum = off
 max_locks_per_transaction = 10
 max_prepared_transactions = 5
 EOT
-ok(wait_ready($node), 'ready');
 
 my @heaps = map { "absmartly_outbox_$_" } qw(a b);
-
-sub sql
-{
-	my ($query) = @_;
-
-	return $node->safe_psql('postgres', $query);
-}
-
-sub publish
-{
-	return sql("SELECT absmartly_publish('$PATIENCE s')");
-}
 
 sub track
 {
@@ -38,21 +25,6 @@ sub track
 
 	return sprintf q{SELECT count(absmartly_track(jsonb_build_object('user_id', i), '%s', jsonb_build_object('text', i || repeat('x', %d)))) FROM generate_series(1, %d) AS i},
 		$goal, $bytes // 10, $number // 1;
-}
-
-sub arrived
-{
-	my ($goal) = @_;
-
-	return scalar $collector->goals(space => '/v1', name => $goal);
-}
-
-sub set_publishing
-{
-	my ($value) = @_;
-
-	configure($node, "absmartly.publishing = $value");
-	return await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); ($error =~ /is off/) == ($value eq 'off') });
 }
 
 #
@@ -163,7 +135,7 @@ subtest 'a transaction that has recorded, and lasts' => sub {
 subtest 'no room for the temporary file' => sub {
 	my $failed = 0;
 
-	ok(set_publishing('off'), 'events wait');
+	ok(set_publishing($node, 'off'), 'events wait');
 	for my $limit (map { 4080 + 4 * $_ } 0 .. 15)
 	{
 		my ($status, $output, $error) = $node->psql('postgres', "SET temp_file_limit = $limit; BEGIN; " . track('spilled', 4200, 1000)
@@ -207,7 +179,7 @@ subtest 'both heaps are locked' => sub {
 	$locker->query_safe('ROLLBACK');
 	$locker->quit;
 	is(sql("SET statement_timeout = '$PATIENCE s'; BEGIN; " . track('later') . "; COMMIT; SELECT 'committed'"), "1\ncommitted", 'then one goes on');
-	ok(set_publishing('on'), 'it is sent');
+	ok(set_publishing($node, 'on'), 'it is sent');
 	is(arrived('later') . arrived('in_vain'), '10', 'as are none of the others');
 };
 
@@ -272,12 +244,12 @@ for my $case (
 subtest 'what waits counts' => sub {
 	my $before = stat_of($node, 'exposures_dropped');
 
-	ok(set_publishing('off'), 'events wait');
+	ok(set_publishing($node, 'off'), 'events wait');
 	sql(track('waiting', 400, 5000));
 	cmp_ok(stat_of($node, 'outbox_bytes'), '>', 1024 * 1024, 'more than the outbox may have');
 	sql("SELECT absmartly_unit_treatment(i, 'exp') FROM generate_series(1, 100) AS i");
 	is(stat_of($node, 'exposures_dropped'), $before + 100, 'so exposures are dropped');
-	ok(set_publishing('on'), 'they are sent');
+	ok(set_publishing($node, 'on'), 'they are sent');
 	ok(await_sql($node, 'SELECT outbox_bytes < 600000 FROM absmartly_stat'), 'then there is room');
 	are_taken('and exposures are taken again');
 };
