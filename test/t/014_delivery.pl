@@ -4,17 +4,15 @@
 use strict;
 use warnings;
 
+use AbsmartlyMain qw(:DEFAULT arrived publish);
 use AbsmartlyTest;
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-my $collector = start_collector(data => experiments(experiment('exp')));
-my $node = start_node('main', collector => $collector, settings => <<'EOT');
+start_main(settings => <<'EOT');
 absmartly.publish_delay = 100ms
 absmartly.max_retries = 2
 EOT
-
-ok(wait_ready($node), 'ready');
 
 sub track
 {
@@ -24,26 +22,12 @@ sub track
 	return $node->safe_psql('postgres', "DO \$\$ BEGIN PERFORM absmartly_track(jsonb_build_object('user_id', i), '$goal') FROM generate_series($from, $to) i; END \$\$");
 }
 
-# How many goals of a name have arrived.
-sub arrived
-{
-	my ($goal) = @_;
-	my @goals = $collector->goals(space => '/v1', name => $goal);
-
-	return scalar @goals;
-}
-
 sub arrive
 {
 	my ($goal, $number, $name) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return ok(await(sub { arrived($goal) >= $number }), $name) && is(arrived($goal), $number, "$name, once");
-}
-
-sub publish
-{
-	return $node->safe_psql('postgres', "SELECT absmartly_publish('$PATIENCE s')");
 }
 
 # the plain case
@@ -68,9 +52,7 @@ is(stat_of($node, 'exposures_sent'), '1', 'and exposures');
 is(stat_of($node, 'outbox_records'), '0', 'nothing is left in the outbox');
 
 # turned off, and back on
-configure($node, 'absmartly.publishing = off');
-ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', 'SELECT absmartly_publish()'); $error =~ /absmartly\.publishing" is off/ }),
-	'turned off it says so');
+ok(set_publishing($node, 'off'), 'turned off it says so');
 fails_with($node, "SELECT absmartly_publish('$PATIENCE s');", '55000', qr/events are not published/, 'as 55000');
 track('kept', 1, 10);
 sleep 0.5;
@@ -174,16 +156,14 @@ takes_less(1, 'within a second', sub {
 arrive('hung', $hung, 'the next worker delivers');
 
 # a restart
-configure($node, 'absmartly.publishing = off');
-ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); $error =~ /is off/ }), 'off');
+ok(set_publishing($node, 'off'), 'off');
 track('restarted', 1, 3);
 $node->restart;
 configure($node, 'absmartly.publishing = on');
 arrive('restarted', 3, 'events outlast a restart');
 
 # the memory queue goes to the outbox at shutdown
-configure($node, 'absmartly.publishing = off');
-ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); $error =~ /is off/ }), 'off again');
+ok(set_publishing($node, 'off'), 'off again');
 stop_until_shutdown($node, worker_pid($node));
 $node->safe_psql('postgres', q{SET absmartly.durability = memory; SELECT absmartly_track('{"user_id": 1}', 'memory')});
 is(stat_of($node, 'memory_queue_entries'), '1', 'an event is in memory');

@@ -5,13 +5,14 @@
 use strict;
 use warnings;
 
+use AbsmartlyMain qw($collector $node publish put_fault puts sql);
 use AbsmartlyTest;
 use Test::More;
 use Time::HiRes qw(sleep time);
 
 my $key = 'q7-secret/key+0123456789';
-my $collector = start_collector(data => experiments(experiment('exp')), keys => [$key]);
-my $node = start_node('main', start => 0, collector => $collector, settings => <<'EOT');
+$collector = start_collector(data => experiments(experiment('exp')), keys => [$key]);
+$node = start_node('main', start => 0, collector => $collector, settings => <<'EOT');
 absmartly.publish_delay = '10min'
 absmartly.max_retries = 1
 EOT
@@ -28,13 +29,6 @@ my ($requeued, $discarded) = (0, 0);
 # Helpers
 #
 
-sub sql
-{
-	my ($query) = @_;
-
-	return $node->safe_psql('postgres', $query);
-}
-
 # Goals of so many units, one transaction.
 sub track
 {
@@ -43,11 +37,6 @@ sub track
 	$from //= 1;
 	return sql("DO \$\$ BEGIN PERFORM absmartly_track(jsonb_build_object('user_id', i), '$goal')"
 		. " FROM generate_series($from, $from + $number - 1) AS i; END \$\$");
-}
-
-sub publish
-{
-	return sql("SELECT absmartly_publish('$PATIENCE s')");
 }
 
 # Publishes what is left of so many events: the worker has sent some by itself if its pause was over, or they are from the
@@ -87,18 +76,6 @@ sub arrived_once
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return is(join(' ', scalar keys %units, sort { $a <=> $b } grep { $_ > 1 } values %units), $number, $name);
-}
-
-sub put_fault
-{
-	my (%fault) = @_;
-
-	return $collector->fault('/v1', { match => { method => 'PUT' }, times => -1, %fault });
-}
-
-sub puts
-{
-	return $collector->requests(space => '/v1', method => 'PUT');
 }
 
 # What the log got since a place in it, and how often that says something.

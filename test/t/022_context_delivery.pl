@@ -327,8 +327,7 @@ sub settle
 	my ($session, $id) = session('ivan');
 
 	track($session, 'obstacle', 1);
-	configure($node, 'absmartly.publishing = off');
-	ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); $error =~ /is off/ }), 'turned off');
+	ok(set_publishing($node, 'off'), 'turned off');
 	like(publish($session), qr/ERROR:  Publish failed: "absmartly\.publishing" is off/, 'a publish fails');
 	configure($node, 'absmartly.publishing = on');
 	settle();
@@ -534,8 +533,7 @@ EOT
 	($session) = session('quentin');
 	track($session, 'restarted', 1);
 	settle();
-	configure($node, 'absmartly.publishing = off');
-	ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); $error =~ /is off/ }), 'turned off');
+	ok(set_publishing($node, 'off'), 'turned off');
 	$node->restart;
 	is(stat_of($node, 'held_records'), '1', 'what is held outlasts a restart');
 	configure($node, 'absmartly.publishing = on');

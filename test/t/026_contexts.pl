@@ -540,8 +540,7 @@ $collector->forget('/v1');
 $session->quit;
 
 # nothing can be sent
-configure($node, 'absmartly.publishing = off');
-ok(await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); $error =~ /is off/ }), 'publishing is off');
+ok(set_publishing($node, 'off'), 'publishing is off');
 fails_with($node, "$held SELECT absmartly_context_track('kept'); SELECT absmartly_context_publish('$PATIENCE s');", '55000', qr/publish/, 'then publish is refused');
 configure($node, 'absmartly.publishing = on');
 arrive('kept', 'and nothing is lost');

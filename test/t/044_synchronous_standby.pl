@@ -6,19 +6,18 @@
 use strict;
 use warnings;
 
+use AbsmartlyMain qw(:DEFAULT arrived);
 use AbsmartlyTest;
 use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $collector = start_collector(data => experiments(experiment('exp')));
-my $node = start_node('main', collector => $collector, streaming => 1, settings => <<'EOT');
+start_main(streaming => 1, settings => <<'EOT');
 absmartly.publish_delay = 20ms
 absmartly.refresh_interval = 1
 max_prepared_transactions = 5
 EOT
-ok(wait_ready($node), 'ready');
 $node->safe_psql('postgres', <<'EOT');
 CREATE TABLE orders (id int PRIMARY KEY);
 CREATE TRIGGER track AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('order', 'user_id=id', 'id');
@@ -30,20 +29,6 @@ $standby->append_conf('postgresql.conf', "synchronous_standby_names = ''\nabsmar
 $standby->start;
 configure($node, "synchronous_standby_names = '*'");
 ok(await_sql($node, q{SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'}, '1'), 'a synchronous standby');
-
-sub sql
-{
-	my ($query) = @_;
-
-	return $node->safe_psql('postgres', $query);
-}
-
-sub arrived
-{
-	my ($goal) = @_;
-
-	return scalar(() = $collector->goals(space => '/v1', name => $goal));
-}
 
 sub arrives
 {
