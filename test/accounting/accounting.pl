@@ -38,6 +38,7 @@
 use strict;
 use warnings;
 
+use AbsmartlyDisturbances;
 use AbsmartlyTest;
 use File::Path qw(rmtree);
 use IPC::Open2;
@@ -89,20 +90,16 @@ my $collector = start_collector(
 
 my $servers = 1;
 my @all_nodes;
-my $primary = start_node("server$servers", collector => $collector, streaming => 1, settings => sprintf <<'EOT', $BATCH_SIZE, MAX_CONNECTIONS, TIMEOUT_MS);
-absmartly.publish_delay = 50ms
-absmartly.batch_size = %d
-absmartly.max_connections = %d
-absmartly.request_timeout = %dms
-absmartly.connect_timeout = 1s
-absmartly.max_retries = 2
+my $primary = start_node("server$servers", collector => $collector, streaming => 1, settings => disturbed_settings(
+	publish_delay   => '50ms',
+	batch_size      => $BATCH_SIZE,
+	max_connections => MAX_CONNECTIONS,
+	request_timeout => TIMEOUT_MS . 'ms',
+	connect_timeout => '1s') . <<'EOT');
 max_connections = 50
-max_prepared_transactions = 100
 max_wal_size = 1GB
 wal_keep_size = 512MB
 wal_retrieve_retry_interval = 200ms
-restart_after_crash = on
-log_statement = none
 EOT
 push @all_nodes, $primary;
 my $standby;
@@ -193,29 +190,20 @@ sub add_standby
 	rmtree($primary->backup_dir . "/$backup");
 	push @all_nodes, $standby;
 	$standby->start;
-	return await(sub { look_up('SELECT count(*) FROM pg_stat_replication') eq '1' })
+	return await(sub { look_up($primary, 'SELECT count(*) FROM pg_stat_replication') eq '1' })
 		&& await(sub { done("ALTER SYSTEM SET synchronous_standby_names = '*'") })
-		&& await(sub { look_up('SELECT pg_reload_conf()') })
-		&& await(sub { look_up(q{SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'}) eq '1' });
+		&& await(sub { look_up($primary, 'SELECT pg_reload_conf()') })
+		&& await(sub { look_up($primary, q{SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'}) eq '1' });
 }
 
-# Whether the primary has done something, and what it answers; it may be away, also before it has heard all.
-sub run_on_primary
+# Whether the primary has done something; it may be away.
+sub done
 {
 	my ($query) = @_;
-	my ($status, $output) = eval { $primary->psql('postgres', $query) };
+	my ($status) = eval { $primary->psql('postgres', $query) };
 
-	return (defined $status && $status == 0, $output // '');
+	return defined $status && $status == 0;
 }
-
-sub look_up
-{
-	my ($done, $output) = run_on_primary($_[0]);
-
-	return $done ? $output : '';
-}
-
-sub done { return (run_on_primary($_[0]))[0] }
 
 # ---------------------------------------------------------------------------
 # Clients
@@ -490,16 +478,14 @@ sub client
 
 my @restarts;    # of workers, by whatever: kind, begin, end, kill (true or false)
 
-sub present_worker { return await(sub { look_up('SELECT worker_pid FROM absmartly_stat') }) }
-
 # Waits until a worker is gone, takes note of when, and waits for another one.
-sub another_worker
+sub replaced
 {
 	my ($restart, $former) = @_;
 
 	await(sub { !-e "/proc/$former" }) or return 0;
 	$restart->{end} = time;
-	return await(sub { my $pid = look_up('SELECT worker_pid FROM absmartly_stat'); $pid && $pid ne $former });
+	return another_worker($primary, $former);
 }
 
 # Processes of a server.
@@ -537,7 +523,7 @@ sub restart
 	my %restart = (kind => $kind, kill => $is_kill, begin => time);
 
 	push @restarts, \%restart;
-	my $done = $code->(\%restart) && present_worker();
+	my $done = $code->(\%restart) && worker_pid($primary);
 	$restart{end} //= time;
 	return $done;
 }
@@ -553,15 +539,15 @@ sub change_endpoint
 
 my %kill = (
 	'worker killed' => sub {
-		my $pid = present_worker() or return 0;
-		return restart('worker killed', 1, sub { kill('KILL', $pid) && another_worker($_[0], $pid) });
+		my $pid = worker_pid($primary) or return 0;
+		return restart('worker killed', 1, sub { kill('KILL', $pid) && replaced($_[0], $pid) });
 	},
 	'backend killed' => sub {
-		my $worker = present_worker();
+		my $worker = worker_pid($primary);
 		my $pid = await(sub {
-			look_up(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1})
+			look_up($primary, q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1})
 		}) or return 0;
-		return restart('backend killed', 1, sub { kill('KILL', $pid) && another_worker($_[0], $worker) });
+		return restart('backend killed', 1, sub { kill('KILL', $pid) && replaced($_[0], $worker) });
 	},
 	'postmaster killed' => sub {
 		return restart('postmaster killed', 1, sub {
@@ -583,8 +569,8 @@ my %kill = (
 		my $promoted = restart('promotion', 1, sub {
 			my ($restart) = @_;
 			# what is marked at this time is so at the standby when the kill comes
-			my $position = await(sub { $restart->{begin} = time; look_up('SELECT pg_current_wal_flush_lsn()') });
-			await(sub { look_up("SELECT flush_lsn >= '$position' FROM pg_stat_replication") eq 't' }) or return 0;
+			my $position = await(sub { $restart->{begin} = time; look_up($primary, 'SELECT pg_current_wal_flush_lsn()') });
+			await(sub { look_up($primary, "SELECT flush_lsn >= '$position' FROM pg_stat_replication") eq 't' }) or return 0;
 			rand() < 0.5 ? kill_postmaster($primary) : $primary->stop('immediate');
 			$restart->{end} = time;
 			my $former = $primary;
@@ -599,18 +585,18 @@ my %kill = (
 
 my %order = (
 	'worker ended' => sub {
-		my $pid = present_worker();
-		return restart('worker ended', 0, sub { look_up("SELECT pg_terminate_backend($pid)"); another_worker($_[0], $pid) });
+		my $pid = worker_pid($primary);
+		return restart('worker ended', 0, sub { look_up($primary, "SELECT pg_terminate_backend($pid)"); replaced($_[0], $pid) });
 	},
 	'endpoint changed' => sub {
-		my $pid = present_worker();
-		return restart('endpoint changed', 0, sub { change_endpoint() && another_worker($_[0], $pid) });
+		my $pid = worker_pid($primary);
+		return restart('endpoint changed', 0, sub { change_endpoint() && replaced($_[0], $pid) });
 	},
 	'server restarted' => sub {
 		return restart('server restarted', 0, sub { $primary->stop('fast'); $_[0]{end} = time; $primary->start });
 	},
 	'outbox rewritten' => sub {
-		look_up("SET lock_timeout = '300ms'; VACUUM " . (rand() < 0.7 ? 'FULL ' : '') . "absmartly_outbox_$_") for qw(a b parked);
+		look_up($primary, "SET lock_timeout = '300ms'; VACUUM " . (rand() < 0.7 ? 'FULL ' : '') . "absmartly_outbox_$_") for qw(a b parked);
 		return 1;
 	},
 	'collector killed' => sub {
@@ -621,37 +607,18 @@ my %order = (
 	});
 
 my @faults = (
-	{ status => 500 },
-	{ status => 503, accept => 1 },
+	@FAULTS,
 	{ status => 408 },
-	{ status => 429, headers => { 'Retry-After' => '1' } },
 	{ status => 401 },
-	{ hang => 1 },
-	{ hang => 1, accept => 1 },
-	{ reset => 1 },
-	{ reset => 1, accept => 1 },
-	{ cut_after => 5 },
-	{ cut_after => 5, reset => 1 },
-	{ garbage => 1, accept => 1 },
 	{ drip => 20 },
 	{ delay_ms => 500 },
 	{ delay_ms => TIMEOUT_MS + 1000 },
 	# larger than any single event
 	{ status => 413, body => 'too large', content_type => 'text/plain', match => { larger_than => 2500 } },
 	# not the collector's own words
-	{ html => 1 },
 	{ body => 'welcome', content_type => 'text/plain', accept => 0 },
 	{ body => { status => 'fine' }, accept => 0 },
 	{ huge => 2_000_000 });
-
-sub fail_collector
-{
-	my ($fault) = @_;
-	my $id = $collector->fault($SPACES[$space], { %$fault, times => 1 + int rand 3, match => { method => 'PUT', %{ $fault->{match} // {} } } });
-
-	$collector->wait_until(sub { !grep { $_->{id} == $id } $collector->faults($SPACES[$space]) }, 3);
-	return 1;
-}
 
 # Each kind at least once, the rest at random; mixed.
 sub disturbances
@@ -663,7 +630,7 @@ sub disturbances
 	};
 	my @kills = map { [ $_, $kill{$_} ] } $some->([ sort keys %kill ], $KILLS);
 	my @orders = map { [ $_, $order{$_} ] } $some->([ sort keys %order, 'endpoint changed' ], max($KILLS - 2, 6));
-	my @fails = map { my $fault = $_; [ 'collector failed', sub { fail_collector($fault) } ] } $some->(\@faults, max(2 * $KILLS, scalar @faults));
+	my @fails = map { my $fault = $_; [ 'collector failed', sub { fail_collector($collector, $SPACES[$space], $fault); return 1 } ] } $some->(\@faults, max(2 * $KILLS, scalar @faults));
 
 	return shuffle @kills, @orders, @fails;
 }
@@ -736,30 +703,27 @@ for my $at (0 .. $#plan)
 	$count{$kind}++;
 	$disturb->() or push @stuck, "disturbance $at, $kind";
 	# end a pause that a fault has led to
-	look_up(q{SELECT absmartly_publish('1 s')}) if rand() < 0.4;
+	look_up($primary, q{SELECT absmartly_publish('1 s')}) if rand() < 0.4;
 	last if @stuck > 3;
 }
 is(scalar @stuck, 0, 'servers, workers and delivery are back each time') || diag(join "\n", @stuck);
 allow($GOALS);
 ok(await_while_moving(sub { @clients = grep { waitpid($_, POSIX::WNOHANG()) == 0 } @clients; !@clients }), 'the clients end');
 kill 'KILL', @clients if @clients;
-for my $name (split /\n/, look_up('SELECT gid FROM pg_prepared_xacts'))
-{
-	look_up((rand() < 0.5 ? 'COMMIT' : 'ROLLBACK') . " PREPARED '$name'");
-}
-is(look_up('SELECT count(*) FROM pg_prepared_xacts'), '0', 'nothing is left prepared');
+finish_prepared($primary);
+is(look_up($primary, 'SELECT count(*) FROM pg_prepared_xacts'), '0', 'nothing is left prepared');
 sub all_delivered { return await_while_moving(sub { done(q{SELECT absmartly_publish('5 s')}) }) }
 ok(all_delivered(), 'all is delivered');
 
 # what is left; then the collector relents
-is(look_up(q{SELECT * FROM absmartly_outbox WHERE status <> 'dead' LIMIT 10}), '', 'nothing is left in the outbox but dead letters');
-look_up(qq{COPY (SELECT goal, properties ->> 'id' FROM absmartly_dead_letters) TO '$folder/letters'});
+is(look_up($primary, q{SELECT * FROM absmartly_outbox WHERE status <> 'dead' LIMIT 10}), '', 'nothing is left in the outbox but dead letters');
+look_up($primary, qq{COPY (SELECT goal, properties ->> 'id' FROM absmartly_dead_letters) TO '$folder/letters'});
 my $relented = time;
 $collector->clear_faults($_) for @SPACES;
-look_up('SELECT absmartly_requeue()');
+look_up($primary, 'SELECT absmartly_requeue()');
 ok(all_delivered(), 'dead letters are delivered when they may');
-is(look_up('SELECT count(*) FROM absmartly_outbox'), '0', 'nothing is left in the outbox at all');
-is(look_up(q{SELECT count(*) FROM (TABLE absmartly_outbox_a UNION ALL TABLE absmartly_outbox_b UNION ALL TABLE absmartly_outbox_parked) AS o WHERE status NOT IN (1, 5)}),
+is(look_up($primary, 'SELECT count(*) FROM absmartly_outbox'), '0', 'nothing is left in the outbox at all');
+is(look_up($primary, q{SELECT count(*) FROM (TABLE absmartly_outbox_a UNION ALL TABLE absmartly_outbox_b UNION ALL TABLE absmartly_outbox_parked) AS o WHERE status NOT IN (1, 5)}),
 	'0', 'it has no row that nothing shows but delivered ones, and positions of backfills');
 is(stat_of($primary, 'exposures_dropped, goals_dropped'), '0|0', 'nothing was dropped');
 my $lasted = time - $start;

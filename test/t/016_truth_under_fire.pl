@@ -10,6 +10,8 @@
 use strict;
 use warnings;
 
+use AbsmartlyDisturbances;
+use AbsmartlyMain;
 use AbsmartlyTest;
 use Digest::MD5 qw(md5_base64);
 use List::Util qw(shuffle);
@@ -30,21 +32,14 @@ use constant {
 my @seeds = $ENV{ABSMARTLY_SEED} ? ($ENV{ABSMARTLY_SEED}) : map { int(time) % 1_000_000 * 10 + $_ } 1, 2;
 my $disturbances = $ENV{ABSMARTLY_DISTURBANCES} // 15;
 
-my $collector = start_collector(data => experiments(experiment('exp')));
-my $node = start_node('main', collector => $collector, settings => sprintf <<'EOT', BATCH_SIZE, MAX_CONNECTIONS, TIMEOUT_MS);
-absmartly.publish_delay = 20ms
-absmartly.batch_size = %d
-absmartly.max_connections = %d
-absmartly.request_timeout = %dms
-absmartly.connect_timeout = 500ms
-absmartly.max_retries = 2
-max_prepared_transactions = 100
-restart_after_crash = on
-log_statement = none
-EOT
-ok(wait_ready($node), 'ready');
+start_main(settings => disturbed_settings(
+	publish_delay   => '20ms',
+	batch_size      => BATCH_SIZE,
+	max_connections => MAX_CONNECTIONS,
+	request_timeout => TIMEOUT_MS . 'ms',
+	connect_timeout => '500ms'));
 
-$node->safe_psql('postgres', <<'EOT');
+sql(<<'EOT');
 CREATE TABLE called (id bigint PRIMARY KEY, transaction xid8 DEFAULT pg_current_xact_id());
 CREATE TABLE orders (id bigint PRIMARY KEY, transaction xid8 DEFAULT pg_current_xact_id());
 CREATE TABLE deferred (id bigint PRIMARY KEY, transaction xid8 DEFAULT pg_current_xact_id());
@@ -198,66 +193,32 @@ sub nothing_under_way
 # Disturbances
 # ---------------------------------------------------------------------------
 
-# A value of the statistics; empty while the server is away.
-sub look_up
-{
-	my ($query) = @_;
-	my ($status, $output) = $node->psql('postgres', $query);
-
-	return $status == 0 ? $output : '';
-}
-
-sub present_worker
-{
-	return await(sub { look_up('SELECT worker_pid FROM absmartly_stat') });
-}
-
-sub another_worker
-{
-	my ($former) = @_;
-
-	return await(sub { my $pid = look_up('SELECT worker_pid FROM absmartly_stat'); $pid && $pid ne $former });
-}
-
 my @faults = (
-	{ status => 500 },
-	{ status => 503, accept => 1 },
-	{ status => 429, headers => { 'Retry-After' => '1' } },
-	{ hang => 1 },
-	{ hang => 1, accept => 1 },
-	{ cut_after => 5 },
-	{ cut_after => 5, reset => 1 },
-	{ reset => 1 },
-	{ reset => 1, accept => 1 },
+	@FAULTS,
 	{ delay_ms => 300 },
 	{ delay_ms => TIMEOUT_MS + 500 },
-	{ garbage => 1, accept => 1 },
-	{ html => 1 },
 	# of a request of a single event it would be the event's own fault
 	{ status => 413, body => 'too large', content_type => 'text/plain', match => { larger_than => 3000 } },
 );
 
 my %disturb = (
 	'worker ended' => sub {
-		my $pid = present_worker();
-		look_up("SELECT pg_terminate_backend($pid)");
-		return another_worker($pid);
+		my $pid = worker_pid($node);
+		look_up($node, "SELECT pg_terminate_backend($pid)");
+		return another_worker($node, $pid);
 	},
 	'worker killed' => sub {
-		my $pid = present_worker();
+		my $pid = worker_pid($node);
 		kill 'KILL', $pid;
-		return another_worker($pid);
+		return another_worker($node, $pid);
 	},
 	'server crashed' => sub {
 		$node->stop('immediate');
 		$node->start;
-		return present_worker();
+		return worker_pid($node);
 	},
 	'collector failed' => sub {
-		my %fault = %{ $faults[ rand @faults ] };
-		my $fault = { %fault, match => { method => 'PUT', %{ $fault{match} // {} } }, times => 1 + int rand 3 };
-		$collector->fault('/v1', $fault);
-		$collector->wait_until(sub { !$collector->faults('/v1') }, 2);
+		fail_collector($collector, '/v1', $faults[ rand @faults ]);
 		return 1;
 	},
 	'collector killed' => sub {
@@ -275,16 +236,6 @@ my %disturb = (
 my %weight = ('worker ended' => 3, 'worker killed' => 2, 'server crashed' => 2, 'collector failed' => 9, 'collector killed' => 2);
 my %crash = map { $_ => 1 } 'worker killed', 'server crashed';
 
-# All that was prepared and not finished, by whoever it was.
-sub finish_prepared
-{
-	for my $name (split /\n/, look_up('SELECT gid FROM pg_prepared_xacts'))
-	{
-		look_up((rand() < 0.5 ? 'COMMIT' : 'ROLLBACK') . " PREPARED '$name'");
-	}
-	return;
-}
-
 # ---------------------------------------------------------------------------
 # A round
 # ---------------------------------------------------------------------------
@@ -301,7 +252,7 @@ sub play
 	%received = ();
 	($strange, $swapped) = (0, 0);
 	$collector->forget('/v1');
-	$node->safe_psql('postgres', 'TRUNCATE called, orders, deferred, deferred_called');
+	sql('TRUNCATE called, orders, deferred, deferred_called');
 
 	my @clients;
 	for my $number (1 .. CLIENTS)
@@ -310,7 +261,7 @@ sub play
 		client($number, $seed, $stop) if $pid == 0;
 		push @clients, $pid;
 	}
-	my $some = sub { return await(sub { look_up('SELECT count(*) FROM truth') }) };
+	my $some = sub { return await(sub { look_up($node, 'SELECT count(*) FROM truth') }) };
 
 	# each kind at least once; the rest by weight
 	my @bag = map { ($_) x $weight{$_} } sort keys %weight;
@@ -324,8 +275,8 @@ sub play
 		$entry->{end} = time * 1000;
 		push @history, $entry;
 		# end a pause that a fault has led to
-		look_up(q{SELECT absmartly_publish('1 s')}) if rand() < 0.3;
-		finish_prepared() if rand() < 0.2;
+		look_up($node, q{SELECT absmartly_publish('1 s')}) if rand() < 0.3;
+		finish_prepared($node) if rand() < 0.2;
 	}
 	ok($survived, 'worker, server and collector are back each time');
 	cmp_ok($some->(), '>', 0, 'there are rows');
@@ -336,8 +287,8 @@ sub play
 	ok(await(sub { @clients = grep { waitpid($_, POSIX::WNOHANG()) == 0 } @clients; !@clients }), 'the clients end');
 	kill 'KILL', @clients if @clients;
 	$collector->clear_faults('/v1');
-	finish_prepared();
-	is(look_up('SELECT count(*) FROM pg_prepared_xacts'), '0', 'nothing is left prepared');
+	finish_prepared($node);
+	is(look_up($node, 'SELECT count(*) FROM pg_prepared_xacts'), '0', 'nothing is left prepared');
 	ok(await(sub { my ($status) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); $status == 0 }), 'all is delivered');
 	is(stat_of($node, 'outbox_records'), '0', 'nothing is left in the outbox');
 	is(stat_of($node, 'dead_letters'), '0', 'nothing was refused');
@@ -345,7 +296,7 @@ sub play
 	gather();
 
 	# the truth
-	my %truth = map { split /\|/ } split /\n/, $node->safe_psql('postgres', 'SELECT id, transaction FROM truth');
+	my %truth = map { split /\|/ } split /\n/, sql('SELECT id, transaction FROM truth');
 	my @missing = grep { !$received{$_} } sort { $a <=> $b } keys %truth;
 	my @invented = grep { !$truth{$_} } sort { $a <=> $b } keys %received;
 	is(scalar @missing, 0, 'each row has its goal')
