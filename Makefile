@@ -49,7 +49,7 @@ check-hardened:
 	@tools/check-hardened
 
 check-accounting:
-	@ABSMARTLY_ACCOUNTING=$${ABSMARTLY_ACCOUNTING:-1000000} CHECK_FOLDER=test/accounting CHECK_SLOWNESS=4 tools/check build tap
+	@ABSMARTLY_ACCOUNTING=$${ABSMARTLY_ACCOUNTING:-1000000} CHECK_TESTS=049_accounting CHECK_SLOWNESS=4 tools/check build tap
 
 lint:
 	@tools/lint
