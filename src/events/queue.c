@@ -460,12 +460,18 @@ queue_worker_start(DatabaseState *state)
 }
 
 void
-queue_moving(DatabaseState *state, TransactionId mover)
+queue_moving(DatabaseState *state, const List *records, TransactionId mover)
 {
+	ListCell *cell;
+
 	LWLockAcquire(&queue->lock, LW_EXCLUSIVE);
-	for (int32 number = state->queue_taken; number != NO_BLOCK;
-		 number = entry_at(number)->following)
-		entry_at(number)->mover = mover;
+	foreach (cell, records)
+	{
+		const EventRecord *record = lfirst(cell);
+
+		if (still_taken(state, record))
+			entry_at(record->entry)->mover = mover;
+	}
 	LWLockRelease(&queue->lock);
 }
 

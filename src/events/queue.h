@@ -50,10 +50,13 @@ extern void queue_worker_start(DatabaseState *state);
 extern EventRecord *queue_take(DatabaseState *state, EventLane lane);
 
 /*
- * What is taken has been written to the outbox by a transaction, and is there
- * from the moment of its commit; if it does, the worker removes it afterwards.
+ * These records, which are taken, have been written to the outbox by a
+ * transaction, and are there from the moment of its commit; if it does, the
+ * worker removes them afterwards.  Others may be taken, too: by a worker that
+ * has handed over, and waits for what it has sent.
  */
-extern void queue_moving(DatabaseState *state, TransactionId mover);
+extern void queue_moving(DatabaseState *state, const List *records,
+						 TransactionId mover);
 
 /* When the oldest entry came that is not taken; 0: there is none. */
 extern TimestampTz queue_oldest(DatabaseState *state);

@@ -154,7 +154,7 @@ write_records(DatabaseState *state, List *records)
 	for (int lane = 0; lane < LANE_COUNT; lane++)
 		if (merge.writers[lane] != NULL)
 			outbox_write_end(merge.writers[lane]);
-	queue_moving(state, GetCurrentTransactionId());
+	queue_moving(state, records, GetCurrentTransactionId());
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 }
