@@ -1648,13 +1648,31 @@ publish_state(void)
 	return WORKER_IDLE;
 }
 
+/*
+ * One process takes from the memory queue at a time.  A worker that has handed
+ * over leaves it to its successor, or keeps that from coming.
+ */
+static bool
+keep_queue(DatabaseState *state)
+{
+	bool mine;
+
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	mine = state->worker_pid == 0 || state->worker_pid == MyProcPid;
+	if (mine)
+	{
+		state->worker_pid = MyProcPid;
+		state->worker_leaves = true;
+	}
+	LWLockRelease(&state->lock);
+	return mine;
+}
+
 void
 publish_save_queue(DatabaseState *state)
 {
-	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
-	if (state->worker_pid == 0 || state->worker_pid == MyProcPid)
-		state->worker_leaves = true;
-	LWLockRelease(&state->lock);
+	if (!keep_queue(state))
+		return;
 	/* twice: for those who are committing at this moment */
 	for (int i = 0; i < 2; i++)
 	{
