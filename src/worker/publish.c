@@ -904,6 +904,8 @@ read_batch(DatabaseState *state, EventLane which)
 	if (!step_try(state, "could not read events", step_fill, &fill))
 	{
 		batch_recover(state, which, fill.batch);
+		/* what it has left in the batch is sent */
+		batch_flush();
 		lane->pass_wanted = true;
 		lane->ticket_pass = false;
 		if (live)
