@@ -162,9 +162,10 @@ lock_at_once(Oid relation, LOCKMODE mode)
  */
 
 /*
- * Locks that mean nothing, but have a place of their own.  They are in one
- * partition of the table, since the end of each transaction looks through all
- * in which the session has locks.
+ * Locks that mean nothing, but have a place of their own.  Those of a session
+ * are in one partition of the table, since the end of each transaction locks
+ * all in which the session has some; and sessions are spread over the
+ * partitions, so that they do not wait for each other there.
  */
 static void
 set_place_tag(LOCKTAG *tag, int number)
@@ -180,7 +181,8 @@ set_place_tag(LOCKTAG *tag, int number)
 			do
 				SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) MyProcPid,
 									 key++, PLACE_KIND);
-			while (LockHashPartition(LockTagHashCode(tag)) != 0);
+			while (LockHashPartition(LockTagHashCode(tag)) !=
+				   (uint32) MyProcPid % NUM_LOCK_PARTITIONS);
 			keys[i] = key - 1;
 		}
 	}
