@@ -37,10 +37,10 @@
 /* A record of which not all chunks have been seen. */
 typedef struct PartialRecord
 {
-	LookRecord record;
+	int64 id;
 	int found; /* chunks */
 	int chunks;
-	char *data;
+	EngineText *payloads; /* copies; without data: not found yet */
 } PartialRecord;
 
 typedef struct Look
@@ -85,10 +85,13 @@ may_be_moved(const Look *look, const HeapRow *row, EngineText payload)
 		   encoding_version(payload.data, payload.length) != ENCODING_VERSION;
 }
 
-/* The first chunk of a record; false if the record was seen before. */
+/*
+ * Makes a record of a row, or of one of its rows and all of its payload.  False
+ * if the record was seen before.
+ */
 static bool
-begin_record(Look *look, const HeapRow *row, const EngineText texts[HEAP_TEXTS],
-			 LookRecord *record)
+make_record(Look *look, const HeapRow *row, const EngineText texts[HEAP_TEXTS],
+			LookRecord *record)
 {
 	bool before = false;
 
@@ -118,70 +121,83 @@ begin_record(Look *look, const HeapRow *row, const EngineText texts[HEAP_TEXTS],
 	return true;
 }
 
-static EngineText
-copy_text(EngineText text)
+static PartialRecord *
+find_partial(Look *look, const HeapRow *row)
 {
-	return (EngineText){pnstrdup(text.data, text.length), text.length};
-}
+	PartialRecord *partial;
+	ListCell *cell;
 
-/* Keeps the first chunk of a record of several. */
-static void
-begin_partial(Look *look, const HeapRow *row, const LookRecord *record)
-{
-	/* the other chunks are not longer than the first one */
-	Size most = (Size) record->payload.length * row->chunks;
-	PartialRecord *partial = palloc(sizeof(PartialRecord));
-
-	partial->record = *record;
-	partial->record.application = copy_text(record->application);
-	partial->record.application_version =
-		copy_text(record->application_version);
-	partial->record.environment = copy_text(record->environment);
-	partial->record.note = copy_text(record->note);
-	partial->data = MemoryContextAllocHuge(CurrentMemoryContext, most);
-	memcpy(partial->data, record->payload.data, record->payload.length);
-	partial->record.payload.data = partial->data;
-	partial->found = 1;
+	foreach (cell, look->partial)
+	{
+		partial = lfirst(cell);
+		if (partial->id == row->record)
+			return partial;
+	}
+	partial = palloc0(sizeof(PartialRecord));
+	partial->id = row->record;
 	partial->chunks = row->chunks;
+	partial->payloads = palloc0(row->chunks * sizeof(EngineText));
 	look->partial = lappend(look->partial, partial);
+	return partial;
 }
 
 static void
 free_partial(PartialRecord *partial)
 {
-	const LookRecord *record = &partial->record;
-
-	pfree(unconstify(char *, record->application.data));
-	pfree(unconstify(char *, record->application_version.data));
-	pfree(unconstify(char *, record->environment.data));
-	pfree(unconstify(char *, record->note.data));
-	pfree(partial->data);
+	for (int i = 0; i < partial->chunks; i++)
+		if (partial->payloads[i].data != NULL)
+			pfree(unconstify(char *, partial->payloads[i].data));
+	pfree(partial->payloads);
 	pfree(partial);
 }
 
-/* A later chunk: belongs to a record that lacks just this one, or to none. */
-static void
-add_chunk(Look *look, const HeapRow *row, EngineText payload)
+/* Puts the chunks together. */
+static EngineText
+whole_payload(const PartialRecord *partial)
 {
-	ListCell *cell;
+	size_t length = 0;
+	char *data;
 
-	foreach (cell, look->partial)
+	for (int i = 0; i < partial->chunks; i++)
+		length += partial->payloads[i].length;
+	data = MemoryContextAllocHuge(CurrentMemoryContext, length);
+	length = 0;
+	for (int i = 0; i < partial->chunks; i++)
 	{
-		PartialRecord *partial = lfirst(cell);
-		EventPayload *all = &partial->record.payload;
-
-		if (partial->record.id != row->record || partial->found != row->chunk)
-			continue;
-		memcpy(partial->data + all->length, payload.data, payload.length);
-		all->length += (uint32) payload.length;
-		if (++partial->found == partial->chunks)
-		{
-			look->visit(look->argument, &partial->record);
-			look->partial = foreach_delete_current(look->partial, cell);
-			free_partial(partial);
-		}
-		return;
+		memcpy(data + length, partial->payloads[i].data,
+			   partial->payloads[i].length);
+		length += partial->payloads[i].length;
 	}
+	return (EngineText){data, length};
+}
+
+/*
+ * One of several chunks of a record.  They may come in any order: VACUUM FULL
+ * may begin in the midst of a heap.  A record is seen when it is whole, since
+ * some of it may have been moved before it was looked at.
+ */
+static void
+see_chunk(Look *look, const HeapRow *row, EngineText texts[HEAP_TEXTS])
+{
+	PartialRecord *partial = find_partial(look, row);
+	EngineText payload = texts[HEAP_PAYLOAD];
+	LookRecord record;
+	char *copy;
+
+	if (row->chunk >= partial->chunks ||
+		partial->payloads[row->chunk].data != NULL)
+		return;
+	copy = palloc(payload.length);
+	memcpy(copy, payload.data, payload.length);
+	partial->payloads[row->chunk] = (EngineText){copy, payload.length};
+	if (++partial->found < partial->chunks)
+		return;
+	look->partial = list_delete_ptr(look->partial, partial);
+	texts[HEAP_PAYLOAD] = whole_payload(partial);
+	free_partial(partial);
+	if (make_record(look, row, texts, &record))
+		look->visit(look->argument, &record);
+	pfree(unconstify(char *, texts[HEAP_PAYLOAD].data));
 }
 
 static void
@@ -191,15 +207,10 @@ see_row(Look *look, const HeapRow *row)
 	LookRecord record;
 
 	heaps_row_texts(row, texts);
-	if (row->chunk > 0)
-		add_chunk(look, row, texts[HEAP_PAYLOAD]);
-	else if (begin_record(look, row, texts, &record))
-	{
-		if (row->chunks > 1)
-			begin_partial(look, row, &record);
-		else
-			look->visit(look->argument, &record);
-	}
+	if (row->chunks > 1)
+		see_chunk(look, row, texts);
+	else if (make_record(look, row, texts, &record))
+		look->visit(look->argument, &record);
 }
 
 static void
