@@ -16,6 +16,7 @@ absmartly.refresh_interval = 1
 absmartly.max_connections = 2
 absmartly.batch_size = 1
 absmartly.max_retries = 0
+absmartly.request_timeout = 120s
 EOT
 ok(wait_ready($primary), 'the primary is ready');
 $primary->backup('base');
@@ -32,7 +33,7 @@ sub track
 	return $standby->safe_psql('postgres', "SELECT absmartly_track('{\"user_id\": 1}', 'goal', '{\"n\": $n}')");
 }
 
-$collector->fault('/v1', { match => { method => 'PUT' }, delay_ms => 10000 });
+$collector->fault('/v1', { match => { method => 'PUT' }, delay_ms => 40000 });
 track(1);
 ok(await_sql($standby, 'SELECT publish_requests FROM absmartly_stat', '1'), 'a request is on its way');
 $collector->fault('/v1', { match => { method => 'PUT' }, status => 503, times => -1 });
