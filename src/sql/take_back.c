@@ -197,9 +197,30 @@ take_filtered(const char *query, char *filter, TakeBack *work)
 	return found;
 }
 
-/* Says in the log who has taken back what. */
+/* The same, and looks again for what has moved meanwhile. */
 static void
-report(const TakeBack *work, const char *backfill, const char *filter)
+take_looking(Oid schema, char *filter, TakeBack *work)
+{
+	char *query = filter_query(schema, filter);
+	int64 found;
+	int64 taken;
+	int looks = 0;
+
+	wait_for_queue();
+	SPI_connect();
+	do
+	{
+		taken = -(work->exposures + work->goals);
+		found = take_filtered(query, filter, work);
+		taken += work->exposures + work->goals;
+	} while (taken > 0 && found > taken && ++looks < MOST_LOOKS);
+	SPI_finish();
+}
+
+/* Says in the log who has taken back what.  Looks at no catalog. */
+static void
+report(const TakeBack *work, const char *role, const char *backfill,
+	   const char *filter)
 {
 	StringInfoData what;
 
@@ -217,8 +238,7 @@ report(const TakeBack *work, const char *backfill, const char *filter)
 	ereport(LOG,
 			(errmsg("absmartly: " INT64_FORMAT " exposures and " INT64_FORMAT
 					" goals that waited were taken back by role \"%s\"",
-					work->exposures, work->goals,
-					GetUserNameFromId(GetUserId(), false)),
+					work->exposures, work->goals, role),
 			 errdetail_internal("%s", what.data + 2)));
 }
 
@@ -234,6 +254,8 @@ PG_FUNCTION_INFO_V1(absmartly_take_back);
  */
 SQL_FUNCTION(absmartly_take_back)
 {
+	MemoryContext caller = CurrentMemoryContext;
+	const char *role = GetUserNameFromId(GetUserId(), false);
 	TakeBack work = {0};
 	char *backfill = NULL;
 	char *filter = NULL;
@@ -258,28 +280,23 @@ SQL_FUNCTION(absmartly_take_back)
 		backfill = text_to_cstring(PG_GETARG_TEXT_PP(1));
 		work.backfills = find_backfills(backfill);
 	}
-	if (PG_ARGISNULL(2))
-		takeback_run(&work);
-	else
-	{
-		char *query;
-		int64 found;
-		int64 taken;
-		int looks = 0;
-
+	if (!PG_ARGISNULL(2))
 		filter = text_to_cstring(PG_GETARG_TEXT_PP(2));
-		query =
-			filter_query(get_func_namespace(fcinfo->flinfo->fn_oid), filter);
-		wait_for_queue();
-		SPI_connect();
-		do
-		{
-			taken = -(work.exposures + work.goals);
-			found = take_filtered(query, filter, &work);
-			taken += work.exposures + work.goals;
-		} while (taken > 0 && found > taken && ++looks < MOST_LOOKS);
-		SPI_finish();
+
+	PG_TRY();
+	{
+		if (filter == NULL)
+			takeback_run(&work);
+		else
+			take_looking(get_func_namespace(fcinfo->flinfo->fn_oid), filter,
+						 &work);
 	}
-	report(&work, backfill, filter);
+	PG_FINALLY();
+	{
+		/* what was taken back before an error is gone, too */
+		MemoryContextSwitchTo(caller);
+		report(&work, role, backfill, filter);
+	}
+	PG_END_TRY();
 	PG_RETURN_INT64(work.exposures + work.goals);
 }

@@ -4,16 +4,24 @@
 use strict;
 use warnings;
 
-use AbsmartlyMain qw(:DEFAULT publish);
 use AbsmartlyTest;
 use Test::More;
 
-start_main(settings => <<'EOT');
+my $collector = start_collector(data => experiments(experiment('exp')));
+my $node = start_node('main', collector => $collector, settings => <<'EOT');
 absmartly.publish_delay = 0
 absmartly.batch_size = 20
 absmartly.max_connections = 2
 max_prepared_transactions = 5
 EOT
+ok(wait_ready($node), 'ready');
+
+sub sql
+{
+	my ($query) = @_;
+
+	return $node->safe_psql('postgres', $query);
+}
 
 sub track
 {
@@ -33,13 +41,21 @@ sub arrived
 	return @arrived;
 }
 
+sub publishing
+{
+	my ($value) = @_;
+
+	configure($node, "absmartly.publishing = $value");
+	return await(sub { my (undef, undef, $error) = $node->psql('postgres', "SELECT absmartly_publish('$PATIENCE s')"); ($error =~ /is off/) == ($value eq 'off') });
+}
+
 sql(<<'EOT');
 CREATE TABLE orders (id int PRIMARY KEY);
 INSERT INTO orders SELECT generate_series(1, 1000);
 EOT
 
 subtest 'while publishing is off' => sub {
-	ok(set_publishing($node, 'off'), 'events wait');
+	ok(publishing('off'), 'events wait');
 	sql("CALL absmartly_backfill_goals('orders', 'id', '$_', 'user_id=id', 'n=id', chunk => 300)") for qw(kept wrong other);
 	sql(q{CALL absmartly_backfill_exposures('orders', 'id', 'exp', 'user_id=id', chunk => 300, name => 'exposed')});
 	track('live', 30);
@@ -53,7 +69,7 @@ subtest 'while publishing is off' => sub {
 	is(sql("SELECT absmartly_take_back($record), absmartly_take_back(backfill => 'exposed'), absmartly_take_back(0)"), '0|0|0', 'nothing twice');
 	is(stat_of($node, 'exposures_taken_back, goals_taken_back, outbox_events'), '1000|1707|1323', 'all is counted');
 	like(log_of($node), qr/LOG:  absmartly: 0 exposures and 1000 goals that waited were taken back by role.*\n.*DETAIL:  Backfill: goal wrong of/, 'and logged');
-	ok(set_publishing($node, 'on'), 'the rest is sent');
+	ok(publishing('on'), 'the rest is sent');
 	is_deeply([ arrived('kept') ], [ 1 .. 1000 ], 'what nobody has taken back');
 	is_deeply([ arrived('other') ], [ grep { $_ % 3 == 0 && $_ > 30 } 1 .. 1000 ], 'and what was left of records');
 	is(scalar(arrived('wrong')) + scalar(arrived('live')), 0, 'and nothing else');
@@ -80,7 +96,7 @@ subtest 'what is known of a backfill' => sub {
 	is(sql($state), 'finished|20|20', 'it is finished');
 	fails_with($node, sprintf("$call;", ''), '55000', qr/backfill "slow" is finished/, 'and not done again');
 	like(log_of($node), qr/DETAIL:  It came to its end at \d{4}-.*, with 20 rows done\.\n.*HINT:  restart => true/, 'which says when that was');
-	publish();
+	sql("SELECT absmartly_publish('$PATIENCE s')");
 	is_deeply([ arrived('slow') ], [ 1 .. 20 ], 'each row has become an event, once');
 };
 
@@ -91,12 +107,12 @@ subtest 'while requests are on their way' => sub {
 	ok($collector->wait_for_request(method => 'PUT', state => 'pending'), 'some are on their way');
 	my $taken = sql(q{SELECT absmartly_take_back(filter => $$goal = 'busy'$$)});
 	ok($taken > 0, "others are taken back: $taken");
-	publish();
+	sql("SELECT absmartly_publish('$PATIENCE s')");
 	my @arrived = arrived('busy');
 	is(@arrived + $taken, 5000, 'each is sent or taken back');
 	is(scalar(keys %{ { map { $_ => 1 } @arrived } }), scalar(@arrived), 'none is sent twice');
 	track('after', 10);
-	publish();
+	sql("SELECT absmartly_publish('$PATIENCE s')");
 	is(scalar(arrived('after')), 10, 'the worker goes on');
 };
 
@@ -106,7 +122,7 @@ subtest 'during an outage' => sub {
 	ok(await_sql($node, 'SELECT worker_state FROM absmartly_stat', 'backing off'), 'nothing gets through');
 	is(sql(q{SELECT absmartly_take_back(filter => $$goal = 'outage' AND (properties ->> 'n')::int > 5$$)}), '1995', 'what has failed is taken back, too');
 	$collector->clear_faults('/v1');
-	publish();
+	sql("SELECT absmartly_publish('$PATIENCE s')");
 	is_deeply([ arrived('outage') ], [ 1 .. 5 ], 'the rest is sent');
 };
 
@@ -120,15 +136,15 @@ subtest 'transactions that have not committed' => sub {
 	$session->query_safe('COMMIT');
 	$session->quit;
 	sql("COMMIT PREPARED 'prepared'");
-	publish();
+	sql("SELECT absmartly_publish('$PATIENCE s')");
 	is_deeply([ arrived('open') ], [ 1, 2 ], 'and sent when they have');
 };
 
 subtest 'exposures that wait in memory' => sub {
-	ok(set_publishing($node, 'off'), 'events wait');
+	ok(publishing('off'), 'events wait');
 	sql(q{SELECT absmartly_treatment('{"user_id": 77}', 'exp')});
 	is(sql(q{SELECT absmartly_take_back(filter => $$experiment = 'exp'$$)}), '1', 'are taken back, too');
-	ok(set_publishing($node, 'on'), 'on again');
+	ok(publishing('on'), 'on again');
 	is(scalar($collector->exposures(space => '/v1', name => 'exp')), 0, 'nobody was exposed');
 };
 
@@ -158,7 +174,7 @@ subtest 'in the midst of traffic' => sub {
 		$taken += sql(q{SELECT absmartly_take_back(filter => $$goal = 'traffic' AND (properties ->> 'n')::int % 2 = 0$$)});
 	}
 	$_->quit for @writers;
-	publish();
+	sql("SELECT absmartly_publish('$PATIENCE s')");
 	my @arrived = arrived('traffic');
 	my %times;
 	$times{$_}++ for @arrived;
@@ -172,7 +188,21 @@ fails_with($node, q{SELECT absmartly_take_back(backfill => 'none');}, '42704', q
 fails_with($node, q{SELECT absmartly_take_back(filter => 'goal = 1');}, '42883', qr/operator does not exist.*\n.*HINT.*\n.*LOCATION|LINE 1: goal = 1/s, 'a filter is told of');
 fails_with($node, q{SELECT absmartly_track('{"user_id": 1}', 'divided'); SELECT absmartly_take_back(filter => '1 / (length(goal) - 7) = 0');}, '22012',
 	qr/division by zero\nCONTEXT:  filter of absmartly_take_back\(\): 1 \/ \(length\(goal\) - 7\) = 0\nLOCATION/, 'and of its errors without our query')
-	if set_publishing($node, 'off');
+	if publishing('off');
+subtest 'an error on the way' => sub {
+	sql("CALL absmartly_backfill_goals('orders', 'id', '$_', 'user_id=id', filter => 'id <= 5', name => '$_')") for qw(late later);
+	sql(<<'EOT');
+CREATE SEQUENCE looks;
+CREATE FUNCTION fails_after(looks int) RETURNS boolean LANGUAGE plpgsql COST 1000 AS
+	$$ BEGIN IF nextval('looks') > looks THEN RAISE 'enough' USING ERRCODE = 'P0002'; END IF; RETURN true; END $$;
+EOT
+	my $before = stat_of($node, 'goals_taken_back');
+	# more fits the filter than is taken, so that it is looked for once more
+	fails_with($node, q{SELECT absmartly_take_back(backfill => 'late', filter => $$goal LIKE 'late%' AND fails_after(10)$$);}, 'P0002', qr/enough/, 'is told');
+	is(sql(q{SELECT string_agg(DISTINCT goal, ' ') FROM absmartly_pending_events WHERE goal LIKE 'late%'}), 'later', 'what was taken back before is gone');
+	is(stat_of($node, 'goals_taken_back') - $before, 5, 'and counted');
+	like(log_of($node), qr/0 exposures and 5 goals that waited were taken back by role.*\n.*DETAIL:  Backfill: late\./, 'and logged');
+};
 fails_with($node, q{SET default_transaction_read_only = on; SELECT absmartly_take_back(1);}, '25006', qr/read-only/, 'and what is read-only');
 $node->stop;
 
