@@ -96,6 +96,7 @@ typedef struct Backfill
 	List *unit_types; /* their names */
 	char *start_query; /* of the first chunk */
 	char *query; /* of the chunks after a position */
+	bool styled_key; /* its text may depend on DateStyle and IntervalStyle */
 	char *nulls_query; /* whether there is a row without key; NULL: no */
 
 	BackfillProgress progress; /* how far it is */
@@ -442,6 +443,22 @@ after_position(Form_pg_attribute key, const char *quoted_key)
 	return condition;
 }
 
+/* Whether a key's text may have dates or intervals in the session's style. */
+static bool
+key_is_styled(Form_pg_attribute key)
+{
+	switch (column_kind(key->atttypid))
+	{
+		case COLUMN_ARRAY:
+		case COLUMN_ROW:
+		case COLUMN_MULTIRANGE:
+		case COLUMN_OTHER:
+			return true;
+		default:
+			return false;
+	}
+}
+
 /*
  * The text of a key that gives the same key again, whatever the session's
  * settings are then.
@@ -599,6 +616,7 @@ prepare(Backfill *backfill)
 	key = find_column(backfill, relation, "key", backfill->key);
 	quoted_key = quote_identifier(backfill->key);
 	check_key(backfill, relation, key);
+	backfill->styled_key = key_is_styled(key);
 	if (backfill->filter != NULL)
 		condition_check(backfill->filter, relation, backfill->procedure,
 						"filter");
@@ -652,15 +670,21 @@ set_locally(const char *setting, const char *value)
 /*
  * Ends a transaction and begins the next one.  That must see what is committed
  * when each of its queries starts, must not use the memory queue, where events
- * can be lost, and must give keys exactly.
+ * can be lost, and must give keys exactly, in a style that every session reads.
  */
 static void
-next_transaction(void)
+next_transaction(const Backfill *backfill)
 {
 	SPI_commit();
 	set_locally("transaction_isolation", "read committed");
 	set_locally("absmartly.durability", "transaction");
 	set_locally("extra_float_digits", "1");
+	if (backfill->styled_key)
+	{
+		/* the order in which dates are read stays as it is */
+		set_locally("DateStyle", "ISO");
+		set_locally("IntervalStyle", "postgres");
+	}
 }
 
 /* Goes on where an earlier call has stopped, if there was one. */
@@ -743,7 +767,7 @@ refuse_null_keys(const Backfill *backfill)
 						 quote_identifier(backfill->key))));
 	SPI_freetuptable(SPI_tuptable);
 	/* lets go of the snapshot */
-	next_transaction();
+	next_transaction(backfill);
 }
 
 /*
@@ -991,7 +1015,7 @@ run(Backfill *backfill)
 		error_context_stack = &context;
 		run_chunk(backfill);
 		error_context_stack = context.previous;
-		next_transaction();
+		next_transaction(backfill);
 		forget_progress(backfill, progress);
 		if (progress->finished)
 			break;
@@ -1069,7 +1093,7 @@ backfill_execute(FunctionCallInfo fcinfo, Backfill *backfill)
 	backfill->extension_schema =
 		get_namespace_name(get_func_namespace(fcinfo->flinfo->fn_oid));
 	prepare(backfill);
-	next_transaction();
+	next_transaction(backfill);
 	run_alone(backfill);
 	SPI_finish();
 }

@@ -128,6 +128,26 @@ RESET timezone;
 RESET extra_float_digits;
 SELECT units, count(*) FROM backfill_events WHERE goal = 'backfill keys' GROUP BY 1 HAVING count(*) NOT IN (1, 6);
 
+-- one that was interrupted goes on where it was, whatever the styles of dates and intervals are then
+CREATE TABLE backfill_styles (during daterange PRIMARY KEY, days date[] UNIQUE, span interval UNIQUE, name text);
+INSERT INTO backfill_styles
+	SELECT daterange('2024-01-01'::date + g, NULL), ARRAY['2024-01-01'::date + g], g * interval '-1 month +1 hour', nullif('name ' || g, 'name 7')
+	FROM generate_series(1, 30) AS g;
+UPDATE backfill_styles SET name = ' ' WHERE name IS NULL;
+SET DateStyle = 'German, DMY';
+SET IntervalStyle = sql_standard;
+CALL absmartly_backfill_goals('backfill_styles', 'during', 'backfill styles', 'name', chunk => 5);
+CALL absmartly_backfill_goals('backfill_styles', 'days', 'backfill styles', 'name', chunk => 5);
+SHOW DateStyle;
+UPDATE backfill_styles SET name = 'name 7' WHERE name = ' ';
+SET DateStyle = 'ISO, MDY';
+CALL absmartly_backfill_goals('backfill_styles', 'during', 'backfill styles', 'name', chunk => 5);
+CALL absmartly_backfill_goals('backfill_styles', 'days', 'backfill styles', 'name', chunk => 5);
+CALL absmartly_backfill_goals('backfill_styles', 'span', 'backfill styles', 'name', chunk => 5);
+RESET DateStyle;
+RESET IntervalStyle;
+SELECT count(*), count(DISTINCT units) FROM backfill_events WHERE goal = 'backfill styles';
+
 -- rows without key are not passed over in silence
 INSERT INTO backfill_keys (name) VALUES ('no day');
 CALL absmartly_backfill_goals('backfill_keys', 'day', 'backfill nulls', 'name');
