@@ -6,8 +6,8 @@
  * An error that a trigger raises is an error of whoever writes to its table. So
  * it is raised before: by an event trigger, which sees all commands, also where
  * the library is not loaded yet.  It looks at what the command has left, and
- *only at triggers of relations that the command has changed: another trigger
- *that does not work is not this command's fault.
+ * only at triggers of relations that the command has changed: another trigger
+ * that does not work is not this command's fault.
  */
 #include "postgres.h"
 
@@ -47,7 +47,9 @@ typedef struct TriggerPlace
 #define ENABLED \
 	"AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'::pg_catalog.\"char\" "
 
-#define OF_CHANGED "AND t.tgrelid IN (SELECT changed.relation FROM changed)"
+#define OF_CHANGED                               \
+	"AND t.tgrelid OPERATOR(pg_catalog.=) ANY (" \
+	"SELECT changed.relation FROM changed)"
 
 /* Relations that a command has changed, with those that inherit the change. */
 #define CHANGED_BY_COMMAND(others)                                             \
@@ -71,12 +73,14 @@ typedef struct TriggerPlace
 	"WHERE c.classid OPERATOR(pg_catalog.=) '1259'::pg_catalog.oid "         \
 	"AND y.relkind OPERATOR(pg_catalog.=) 'c'::pg_catalog.\"char\""
 
-/* Relations that have lost a column, perhaps with its type. */
-#define CHANGED_BY_DROP                                              \
-	"WITH changed (relation) AS (SELECT d.objid "                    \
+/* Relations that have lost a column, with whatever it has depended on. */
+#define DROPPED_COLUMNS                                              \
+	"SELECT d.objid "                                                \
 	"FROM pg_catalog.pg_event_trigger_dropped_objects() AS d "       \
 	"WHERE d.classid OPERATOR(pg_catalog.=) '1259'::pg_catalog.oid " \
-	"AND d.objsubid OPERATOR(pg_catalog.<>) 0) "
+	"AND d.objsubid OPERATOR(pg_catalog.<>) 0"
+
+#define CHANGED_BY_DROP "WITH changed (relation) AS (" DROPPED_COLUMNS ") "
 
 /* Those that the user may make, or fire. */
 #define OF_USER                                            \
@@ -124,6 +128,20 @@ find_triggers(const char *query, Oid function, uint64 *count)
 	}
 	SPI_finish();
 	return places;
+}
+
+/* Whether a command has dropped a column: few do. */
+static bool
+column_was_dropped(void)
+{
+	bool was;
+
+	SPI_connect();
+	if (SPI_execute(DROPPED_COLUMNS, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for dropped columns");
+	was = SPI_processed > 0;
+	SPI_finish();
+	return was;
 }
 
 static Trigger *
@@ -205,7 +223,11 @@ SQL_FUNCTION(absmartly_check_command)
 	if (!OidIsValid(function) || IsBinaryUpgrade)
 		PG_RETURN_NULL();
 	if (strcmp(data->event, "sql_drop") == 0)
+	{
+		if (!column_was_dropped())
+			PG_RETURN_NULL();
 		query = CHANGED_BY_DROP TRIGGERS ENABLED OF_CHANGED;
+	}
 	else if (data->tag == CMDTAG_ALTER_TYPE)
 		query = CHANGED_BY_COMMAND(OF_TYPE) TRIGGERS ENABLED OF_CHANGED;
 	places = find_triggers(query, function, &count);

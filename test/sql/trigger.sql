@@ -254,6 +254,22 @@ CREATE DOMAIN made_domain AS int;
 CREATE TABLE of_domain (user_id int, amount made_domain);
 CREATE TRIGGER made AFTER INSERT ON of_domain FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', 'amount');
 DROP DOMAIN made_domain CASCADE;
+-- with a collation, the type of another relation's rows, or what a generated column names
+CREATE COLLATION made_collation FROM "C";
+CREATE TABLE made_rows (id int);
+CREATE VIEW made_row AS SELECT 1 AS id;
+CREATE FUNCTION made_gross(numeric) RETURNS numeric LANGUAGE sql IMMUTABLE AS 'SELECT $1 * 2';
+CREATE TEXT SEARCH CONFIGURATION made_words (COPY = simple);
+CREATE TABLE of_others (user_id int, price numeric, note text COLLATE made_collation, rows made_rows, row made_row,
+	gross numeric GENERATED ALWAYS AS (made_gross(price)) STORED, words tsvector GENERATED ALWAYS AS (to_tsvector('made_words', '')) STORED);
+CREATE TRIGGER made AFTER INSERT ON of_others FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', 'note,rows,row,gross,words');
+DROP COLLATION made_collation CASCADE;
+DROP TABLE made_rows CASCADE;
+DROP VIEW made_row CASCADE;
+DROP FUNCTION made_gross CASCADE;
+DROP TEXT SEARCH CONFIGURATION made_words CASCADE;
+DROP TABLE of_others, made_rows CASCADE;
+DROP FUNCTION made_gross;
 CREATE TYPE made_type AS (user_id int, amount int);
 CREATE TABLE of_type OF made_type;
 CREATE TRIGGER made AFTER INSERT ON of_type FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('made', 'user_id', 'amount');

@@ -194,6 +194,10 @@ CREATE TRIGGER tracked AFTER INSERT ON public.orders FOR EACH ROW
 EOT
 	$check->("INSERT INTO public.orders SELECT i, i, 1.5, 'n'::pg_catalog.text, pg_catalog.make_timestamptz(2026, 1, i, 0, 0, 0), '{a}', '{\"x\": 1}' "
 		. 'FROM pg_catalog.generate_series(1, 3) AS i', '', 'rows with a trigger');
+	$check->('ALTER TABLE public.orders ADD COLUMN more pg_catalog.int4', '', 'its table is changed');
+	$check->('CREATE DOMAIN public.more AS pg_catalog.int4; ALTER TABLE public.orders ADD COLUMN gone public.more; '
+		. 'DROP DOMAIN public.more CASCADE', '', 'and loses a column with its type');
+	$check->("SELECT pg_catalog.count(*) FROM $schema.absmartly_check_triggers()", '0', 'triggers are looked at');
 	$check->("CALL $schema.absmartly_backfill_goals('public.orders'::pg_catalog.regclass, ${\ $text->('id')}, ${\ $text->('paid')}, "
 		. "${\ $text->('user_id=customer')}, ${\ $text->('*')}, ${\ $text->('paid')}, ${\ $text->('attr')}, NULL, 2)", '', 'a backfill of goals');
 	$check->("CALL $schema.absmartly_backfill_goals('public.orders'::pg_catalog.regclass, ${\ $text->('paid')}, ${\ $text->('named')}, "
