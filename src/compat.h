@@ -34,6 +34,11 @@
 #define pg_noreturn _Noreturn
 #endif
 
+/* the number of a catalog cache, as callbacks get it */
+#if PG_VERSION_NUM < 190000
+typedef int SysCacheIdentifier;
+#endif
+
 /* settings of newer servers that a worker must not inherit */
 #if PG_VERSION_NUM >= 170000
 #define COMPAT_PINNED_SETTINGS {"transaction_timeout", "0"},

@@ -125,6 +125,7 @@ typedef enum OutputSetting
 	SETTING_TIME_ZONE,
 	SETTING_MONETARY,
 	SETTING_SEARCH_PATH,
+	SETTING_QUOTES,
 	SETTING_COUNT
 } OutputSetting;
 
@@ -139,7 +140,8 @@ static const struct
 	[SETTING_BYTEA] = {"bytea_output", "hex"},
 	[SETTING_TIME_ZONE] = {"TimeZone", "UTC"},
 	[SETTING_MONETARY] = {"lc_monetary", "C"},
-	[SETTING_SEARCH_PATH] = {"search_path", "pg_catalog"}};
+	[SETTING_SEARCH_PATH] = {"search_path", "pg_catalog"},
+	[SETTING_QUOTES] = {"quote_all_identifiers", "off"}};
 
 #define ONE_SETTING(setting) (1U << (setting))
 
@@ -165,6 +167,8 @@ setting_is_ours(OutputSetting setting)
 			return strcmp(pg_get_timezone_name(session_timezone), "UTC") == 0;
 		case SETTING_MONETARY:
 			return strcmp(locale_monetary, "C") == 0;
+		case SETTING_QUOTES:
+			return !quote_all_identifiers;
 		default:
 			return false;
 	}
@@ -211,7 +215,10 @@ settings_of(Oid type)
 		case REGCONFIGOID:
 		case REGDICTIONARYOID:
 		case REGCOLLATIONOID:
-			return ONE_SETTING(SETTING_SEARCH_PATH);
+		case REGROLEOID:
+		case REGNAMESPACEOID:
+			return ONE_SETTING(SETTING_SEARCH_PATH) |
+				   ONE_SETTING(SETTING_QUOTES);
 		default:
 			break;
 	}

@@ -22,6 +22,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -498,6 +499,13 @@ relation_changed(Datum argument, Oid relation)
 	}
 }
 
+/* A unit's cast to text may be another one. */
+static void
+cast_changed(Datum argument, SysCacheIdentifier cache, uint32 hash)
+{
+	relation_changed(argument, InvalidOid);
+}
+
 /*
  * Removes the maps that are not valid any more.  A trigger further out may be
  * using one: they live until the transaction ends.
@@ -534,6 +542,7 @@ make_cache(void)
 	maps = hash_create("absmartly triggers", 16, &control,
 					   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(CASTSOURCETARGET, cast_changed, (Datum) 0);
 }
 
 static TrackMap *

@@ -404,6 +404,7 @@ SET TimeZone = 'Asia/Tokyo';
 SET extra_float_digits = -5;
 SET bytea_output = escape;
 SET lc_monetary = 'POSIX';
+SET quote_all_identifiers = on;
 SET search_path = '';
 INSERT INTO trigger_test.settled TABLE trigger_test.to_settle;
 SHOW DateStyle;
@@ -414,8 +415,27 @@ RESET TimeZone;
 RESET extra_float_digits;
 RESET bytea_output;
 RESET lc_monetary;
+RESET quote_all_identifiers;
 SET search_path = trigger_test, public, absmartly_elsewhere;
 SELECT key, value FROM (SELECT DISTINCT properties FROM goals WHERE goal = 'settled') AS g, json_each(properties::json);
+
+-- a unit's cast to text may change
+SET client_min_messages = warning;
+CREATE TYPE castable;
+CREATE FUNCTION castable_in(cstring) RETURNS castable LANGUAGE internal IMMUTABLE STRICT AS 'int4in';
+CREATE FUNCTION castable_out(castable) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'int4out';
+CREATE TYPE castable (INPUT = castable_in, OUTPUT = castable_out, LIKE = int4, CATEGORY = 'S');
+CREATE FUNCTION castable_text(castable) RETURNS text LANGUAGE sql AS $$ SELECT 'cast' $$;
+CREATE CAST (castable AS text) WITH FUNCTION castable_text(castable);
+RESET client_min_messages;
+CREATE TABLE casts (u castable);
+CREATE TRIGGER casts AFTER INSERT ON casts FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('casts', 'u');
+INSERT INTO casts VALUES ('7');
+DROP CAST (castable AS text);
+DROP FUNCTION castable_text;
+INSERT INTO casts VALUES ('7');
+SELECT units ->> 'u' = absmartly_hash_unit('cast') AS cast, units ->> 'u' = absmartly_hash_unit('7') AS output
+FROM goals WHERE goal = 'casts' ORDER BY 1 DESC;
 
 --
 -- Partitions whose columns are in another order
