@@ -79,7 +79,9 @@ take_moment(Moment *moment, Snapshot now)
 	moment->xmin = now->xmin;
 	moment->xmax = now->xmax;
 	moment->count = now->xcnt;
-	memcpy(moment->running, now->xip, now->xcnt * sizeof(TransactionId));
+	/* a copied snapshot has no array if nothing was running */
+	if (now->xcnt > 0)
+		memcpy(moment->running, now->xip, now->xcnt * sizeof(TransactionId));
 	moment->at = GetCurrentTimestamp();
 	/* at last: what had committed by then is in it */
 	moment->end = GetFlushRecPtr(NULL);
