@@ -213,7 +213,7 @@ take_looking(Oid schema, char *filter, TakeBack *work)
 		taken = -(work->exposures + work->goals);
 		found = take_filtered(query, filter, work);
 		taken += work->exposures + work->goals;
-	} while (taken > 0 && found > taken && ++looks < MOST_LOOKS);
+	} while (found > taken && ++looks < MOST_LOOKS);
 	SPI_finish();
 }
 

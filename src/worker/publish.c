@@ -127,6 +127,7 @@ static int live_sent = 0; /* requests since the last one that was bulk */
 static CollectorPause read_pause;
 static CollectorPause claim_pause;
 static bool giving_way = false; /* to who takes back what waits */
+static bool given_up = false; /* what was read, and is still to be marked */
 static size_t batch_bytes; /* at which a batch is full */
 static CollectorPause small_pause; /* before that grows again */
 
@@ -944,17 +945,15 @@ save_queue(DatabaseState *state)
 		!step_try(state, "could not write exposures to the outbox", drain_queue,
 				  NULL))
 		return;
-	/* a pass that has begun would not find them where they are now */
+	/*
+	 * A pass that has begun would not find them where they are now.  It serves
+	 * its ticket nevertheless: what had come before that was written when the
+	 * pass began.
+	 */
 	foreach_lane(lane)
 	{
 		if (batch_more(lane))
 			lanes[lane].pass_wanted = true;
-	}
-	if (ticket != 0)
-	{
-		lanes[LANE_LIVE].pass_wanted = true;
-		lanes[LANE_LIVE].ticket_pass = false;
-		lanes[LANE_LIVE].ticket_read = false;
 	}
 }
 
@@ -963,6 +962,7 @@ static void
 begin_anew(DatabaseState *state)
 {
 	started = false;
+	given_up = false;
 	held_up = state->leaver_pid != 0;
 	if (held_up)
 		return;
@@ -1005,6 +1005,12 @@ publish_begin(DatabaseState *state, HttpClient *client)
 	if (held_up)
 	{
 		save_queue(state);
+		return;
+	}
+	if (given_up)
+	{
+		/* nothing else begins with what is given up */
+		let_go(state);
 		return;
 	}
 	look_who_takes_back(state);
@@ -1567,6 +1573,14 @@ wake_for_nothing(DatabaseState *state)
 	}
 }
 
+/* Marks what is done; false if some of it could not be marked. */
+static bool
+settle(DatabaseState *state)
+{
+	acknowledge(state, true);
+	return !batch_have_done() && !batch_have_to_park();
+}
+
 /*
  * Lets go of all that was read and is not on its way, and of the right to read
  * more.
@@ -1574,14 +1588,16 @@ wake_for_nothing(DatabaseState *state)
 static void
 let_go(DatabaseState *state)
 {
-	if (nrunning > 0)
+	if (nrunning > 0 || step_pause_left() > 0)
 		return;
-	acknowledge(state, true);
-	if (batch_have_done() || batch_have_to_park())
+	if (!settle(state))
 		return;
 	log_delivered(state);
 	batch_give_up();
-	acknowledge(state, true);
+	given_up = true;
+	/* what was delivered is marked, or it would be sent again */
+	if (!settle(state))
+		return;
 	publish_begin_anew(state);
 	giving_way = false;
 	takeback_yield();
@@ -1605,6 +1621,8 @@ publish_timeout(DatabaseState *state)
 		wake_for_nothing(state);
 		return state->leaver_pid == 0 ? 0 : timeout;
 	}
+	if (given_up)
+		return collector_earlier(timeout, step_pause_left());
 	if (wants_to_start())
 		timeout = collector_earlier(timeout, start_left());
 	if (wants_to_adopt(state))
@@ -1697,6 +1715,30 @@ has_to_hurry(const DatabaseState *state, bool stops, int terminations)
 		   leave_terminations() != terminations;
 }
 
+/*
+ * What was delivered is marked, or the next worker would send it again.  So a
+ * heap that somebody has locked is waited for, as an answer is.
+ */
+static void
+settle_at_last(DatabaseState *state, bool stops, int terminations)
+{
+	CollectorPause end;
+	long left;
+
+	pause_for(&end, settings_request_timeout);
+	while (!settle(state) && (left = collector_pause_left(&end)) > 0 &&
+		   !has_to_hurry(state, stops, terminations))
+	{
+		if (state->leaver_pid != MyProcPid)
+			worker_hand_over();
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(left, step_pause_left()), PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
 void
 publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 {
@@ -1745,12 +1787,9 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 				publish_finish(state, client, request);
 		acknowledge(state, false);
 	}
-	acknowledge(state, true);
 	if (!recovery)
-	{
 		batch_give_up();
-		acknowledge(state, true);
-	}
+	settle_at_last(state, stops, terminations);
 	log_delivered(state);
 	if (ShutdownRequestPending && !recovery)
 		publish_save_queue(state);

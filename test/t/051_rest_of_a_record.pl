@@ -172,6 +172,41 @@ subtest 'one worker after the other' => sub {
 	arrive('again', 1 .. 45);
 };
 
+# What was delivered of a record is marked as soon as its heap can be locked.
+for my $end ('pg_terminate_backend', 'absmartly_take_back')
+{
+	subtest "a locked heap: $end" => sub {
+		my ($locker, $taker) = map { $node->background_psql('postgres') } 1 .. 2;
+
+		fail_after(1);
+		track("locked, $end", 35);
+		await_failure($size);
+		my $heap = sql('SELECT DISTINCT place FROM absmartly_outbox');
+		my $lock = "BEGIN; ALTER MATERIALIZED VIEW absmartly_outbox_$heap OWNER TO CURRENT_USER";
+		my $from = length log_of($node);
+		if ($end =~ /^pg/)
+		{
+			$locker->query_safe($lock);
+			end_worker($end);
+		}
+		else
+		{
+			# the lock comes when the worker has been asked, and has not heard of it yet
+			my $pid = worker_pid($node);
+			kill 'STOP', $pid;
+			$taker->query_until(qr/asked/, "\\echo asked\nSELECT absmartly_take_back(filter => \$\$properties->>'i' = '35'\$\$);\n");
+			ok(await_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT absmartly_take_back' AND state = 'active' AND wait_event IS NOT NULL}, '1'),
+				'the worker is asked');
+			$locker->query_safe($lock);
+			kill 'CONT', $pid;
+		}
+		ok(await(sub { substr(log_of($node), $from) =~ /could not (?:acknowledge delivered|keep) events/ }), 'it cannot be marked');
+		$locker->query_safe('ROLLBACK');
+		$_->quit for $locker, $taker;
+		arrive("locked, $end", 1 .. ($end =~ /^pg/ ? 35 : 34));
+	};
+}
+
 subtest 'many units: bulk' => sub {
 	fail_after(5);
 	track('bulk', 600);
@@ -301,6 +336,6 @@ subtest 'a session context' => sub {
 };
 
 $node->stop;
-unlike(log_of($node), qr/(?:WARNING|ERROR|FATAL):(?!.*(?:could not publish|has refused|terminating|another database))/, 'and nothing has gone wrong');
+unlike(log_of($node), qr/(?:WARNING|ERROR|FATAL):(?!.*(?:could not publish|has refused|terminating|another database|could not keep events: canceling statement due to lock timeout))/, 'and nothing has gone wrong');
 
 done_testing();

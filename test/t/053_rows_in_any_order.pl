@@ -33,7 +33,7 @@ my @heaps = grep { $node->safe_psql('postgres', "SELECT pg_relation_size('$_') >
 my $torn = 0;
 for my $heap (@heaps)
 {
-	$node->safe_psql('postgres', "SELECT count(*) FROM (SELECT FROM $heap LIMIT 100) AS some");
+	$node->safe_psql('postgres', "SELECT count(*) FROM (SELECT FROM $heap LIMIT 100) AS first");
 	$node->safe_psql('postgres', "VACUUM FULL $heap");
 	$torn += $node->safe_psql('postgres', "SET synchronize_seqscans = off; SELECT (SELECT chunk FROM $heap LIMIT 1) > 0") eq 't';
 }
