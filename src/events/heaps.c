@@ -550,6 +550,14 @@ heaps_walk(Relation relation, const HeapWalk *walk)
 	}
 }
 
+/* A transaction without an id would leave that to the WAL writer. */
+void
+heaps_flush(void)
+{
+	if (!XLogRecPtrIsInvalid(XactLastRecEnd))
+		XLogFlush(XactLastRecEnd);
+}
+
 bool
 heaps_page_is_empty(Relation relation, Buffer buffer)
 {

@@ -159,6 +159,12 @@ extern int heaps_walk_page(Relation relation, BlockNumber page,
 extern void heaps_walk(Relation relation, const HeapWalk *walk);
 
 /*
+ * Has on disk what this transaction has changed in place: whoever is told of it
+ * does not look again after a crash.
+ */
+extern void heaps_flush(void);
+
+/*
  * Whether nothing on a page waits, nor may come to wait by a transaction's
  * commit.  The page is locked by the caller.
  */

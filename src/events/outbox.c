@@ -354,6 +354,7 @@ change_parked(const HeapWalk *walk)
 	if (parked == NULL)
 		return 0;
 	heaps_walk(parked, walk);
+	heaps_flush();
 	relation_close(parked, RowExclusiveLock);
 	if (work->events > 0)
 		outbox_parked_changed((uint64) work->events);

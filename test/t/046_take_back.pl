@@ -211,5 +211,14 @@ my $alone = start_node('alone', preload => 0, settings => "absmartly.endpoint = 
 $alone->safe_psql('postgres', q{SELECT count(absmartly_track('{"user_id": 1}', 'alone')) FROM generate_series(1, 10)});
 is($alone->safe_psql('postgres', q{SELECT absmartly_take_back(filter => 'true')}), '10', 'without a worker all is taken back');
 is($alone->safe_psql('postgres', 'SELECT count(*) FROM absmartly_pending_events'), '0', 'and nothing waits');
+
+# Whoever was told that something is taken back does not look again after a crash.
+$alone->safe_psql('postgres', q{SELECT count(absmartly_track('{"user_id": 1}', 'crash')) FROM generate_series(1, 10)});
+my $writer = $alone->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
+kill 'STOP', $writer;
+is($alone->safe_psql('postgres', q{SELECT absmartly_take_back(filter => $$goal = 'crash'$$)}), '10', 'what was taken back');
+$alone->stop('immediate');
+$alone->start;
+is($alone->safe_psql('postgres', 'SELECT count(*) FROM absmartly_pending_events'), '0', 'is so after a crash');
 $alone->stop;
 done_testing();
