@@ -228,16 +228,9 @@ COMMENT ON EVENT TRIGGER absmartly_check_command IS
 'refuses commands that make a tracking trigger which cannot work, or make one so';
 
 -- A column goes with its type, which may be a relation's, or its collation, and
--- a generated one with all that its expression names, whatever these go with.
+-- a generated one with all that its expression names, whatever these go with:
+-- so any command may take one along.
 CREATE EVENT TRIGGER absmartly_check_drop ON sql_drop
-	WHEN TAG IN ('DROP ACCESS METHOD', 'DROP COLLATION', 'DROP DOMAIN',
-		'DROP EXTENSION', 'DROP FOREIGN DATA WRAPPER', 'DROP FOREIGN TABLE',
-		'DROP FUNCTION', 'DROP LANGUAGE', 'DROP MATERIALIZED VIEW',
-		'DROP OPERATOR', 'DROP OPERATOR CLASS', 'DROP OPERATOR FAMILY',
-		'DROP OWNED', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP SEQUENCE',
-		'DROP SERVER', 'DROP TABLE', 'DROP TEXT SEARCH CONFIGURATION',
-		'DROP TEXT SEARCH DICTIONARY', 'DROP TEXT SEARCH PARSER',
-		'DROP TEXT SEARCH TEMPLATE', 'DROP TYPE', 'DROP VIEW')
 	EXECUTE FUNCTION @extschema@.absmartly_check_command();
 COMMENT ON EVENT TRIGGER absmartly_check_drop IS
 'refuses commands that take a column from a tracking trigger, with what it depends on';

@@ -73,12 +73,15 @@ typedef struct TriggerPlace
 	"WHERE c.classid OPERATOR(pg_catalog.=) '1259'::pg_catalog.oid "         \
 	"AND y.relkind OPERATOR(pg_catalog.=) 'c'::pg_catalog.\"char\""
 
-/* Relations that have lost a column, with whatever it has depended on. */
+/*
+ * Relations that have lost a column, with whatever it has depended on.  One
+ * that the command has named is of ALTER TABLE, whose end is looked at.
+ */
 #define DROPPED_COLUMNS                                              \
 	"SELECT d.objid "                                                \
 	"FROM pg_catalog.pg_event_trigger_dropped_objects() AS d "       \
 	"WHERE d.classid OPERATOR(pg_catalog.=) '1259'::pg_catalog.oid " \
-	"AND d.objsubid OPERATOR(pg_catalog.<>) 0"
+	"AND d.objsubid OPERATOR(pg_catalog.<>) 0 AND NOT d.original"
 
 #define CHANGED_BY_DROP "WITH changed (relation) AS (" DROPPED_COLUMNS ") "
 

@@ -81,6 +81,32 @@ subtest 'locks' => sub {
 	$session->quit;
 };
 
+subtest 'columns that go with something else' => sub {
+	$plain->safe_psql('postgres', <<'EOT');
+CREATE TABLE currency (code text, factor int PRIMARY KEY);
+CREATE AGGREGATE total(int) (sfunc = int4pl, stype = int);
+CREATE FUNCTION rate(int) RETURNS int LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT $1 + count(code)::int FROM currency; END;
+CREATE FUNCTION summed(int) RETURNS int LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT total(x) FROM (VALUES ($1)) AS v (x); END;
+CREATE FUNCTION grouped(int) RETURNS text LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT code FROM currency GROUP BY factor; END;
+CREATE TABLE customers (user_id text, n int, plain int, rated int GENERATED ALWAYS AS (rate(n)) STORED,
+	summed int GENERATED ALWAYS AS (summed(n)) STORED, grouped text GENERATED ALWAYS AS (grouped(n)) STORED);
+CREATE TRIGGER c AFTER INSERT ON customers FOR EACH ROW
+	EXECUTE FUNCTION absmartly_track_trigger('c', 'user_id', 'plain,rated,summed,grouped');
+EOT
+	for (
+		[ 'ALTER TABLE currency DROP COLUMN code CASCADE', 'rated' ],
+		[ 'ALTER TABLE currency DROP CONSTRAINT currency_pkey CASCADE', 'grouped' ],
+		[ 'DROP AGGREGATE total(int) CASCADE', 'summed' ])
+	{
+		my ($command, $column) = @$_;
+
+		fails_with($plain, "$command;", '42703', qr/trigger "c" names column "$column"/, "not so: $command");
+	}
+	my ($status, $output, $error) = $plain->psql('postgres', 'SET absmartly.trigger_errors = warning; ALTER TABLE customers DROP COLUMN plain');
+	is(() = $error =~ /WARNING: /g, 1, 'a warning is given once');
+	$plain->safe_psql('postgres', 'DROP TRIGGER c ON customers; DROP AGGREGATE total(int) CASCADE; DROP TABLE currency CASCADE');
+};
+
 subtest 'rights' => sub {
 	$node->safe_psql('postgres', <<'EOT');
 CREATE ROLE developer LOGIN;
