@@ -29,19 +29,11 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "events/chunks.h"
 #include "events/encoding.h"
 #include "events/heaps.h"
 #include "events/look.h"
 #include "events/queue.h"
-
-/* A record of which not all chunks have been seen. */
-typedef struct PartialRecord
-{
-	int64 id;
-	int found; /* chunks */
-	int chunks;
-	EngineText *payloads; /* copies; without data: not found yet */
-} PartialRecord;
 
 typedef struct Look
 {
@@ -54,7 +46,7 @@ typedef struct Look
 	int64 endpoint; /* in force */
 	MemoryContext page_context;
 	List *page; /* copies of the rows of a page */
-	List *partial;
+	List *partial; /* records in parts */
 } Look;
 
 static bool
@@ -121,80 +113,17 @@ make_record(Look *look, const HeapRow *row, const EngineText texts[HEAP_TEXTS],
 	return true;
 }
 
-static PartialRecord *
-find_partial(Look *look, const HeapRow *row)
-{
-	PartialRecord *partial;
-	ListCell *cell;
-
-	foreach (cell, look->partial)
-	{
-		partial = lfirst(cell);
-		if (partial->id == row->record)
-			return partial;
-	}
-	partial = palloc0(sizeof(PartialRecord));
-	partial->id = row->record;
-	partial->chunks = row->chunks;
-	partial->payloads = palloc0(row->chunks * sizeof(EngineText));
-	look->partial = lappend(look->partial, partial);
-	return partial;
-}
-
-static void
-free_partial(PartialRecord *partial)
-{
-	for (int i = 0; i < partial->chunks; i++)
-		if (partial->payloads[i].data != NULL)
-			pfree(unconstify(char *, partial->payloads[i].data));
-	pfree(partial->payloads);
-	pfree(partial);
-}
-
-/* Puts the chunks together. */
-static EngineText
-whole_payload(const PartialRecord *partial)
-{
-	size_t length = 0;
-	char *data;
-
-	for (int i = 0; i < partial->chunks; i++)
-		length += partial->payloads[i].length;
-	data = MemoryContextAllocHuge(CurrentMemoryContext, length);
-	length = 0;
-	for (int i = 0; i < partial->chunks; i++)
-	{
-		memcpy(data + length, partial->payloads[i].data,
-			   partial->payloads[i].length);
-		length += partial->payloads[i].length;
-	}
-	return (EngineText){data, length};
-}
-
 /*
- * One of several chunks of a record.  They may come in any order: VACUUM FULL
- * may begin in the midst of a heap.  A record is seen when it is whole, since
- * some of it may have been moved before it was looked at.
+ * One of several chunks of a record.  That is seen when it is whole, since some
+ * of it may have been moved before it was looked at.
  */
 static void
 see_chunk(Look *look, const HeapRow *row, EngineText texts[HEAP_TEXTS])
 {
-	PartialRecord *partial = find_partial(look, row);
-	EngineText payload = texts[HEAP_PAYLOAD];
 	LookRecord record;
-	char *copy;
 
-	if (row->chunk >= partial->chunks ||
-		partial->payloads[row->chunk].data != NULL)
+	if (!chunks_add(&look->partial, row, &texts[HEAP_PAYLOAD]))
 		return;
-	copy = palloc(payload.length);
-	memcpy(copy, payload.data, payload.length);
-	partial->payloads[row->chunk] = (EngineText){copy, payload.length};
-	if (++partial->found < partial->chunks)
-		return;
-	look->partial = list_delete_ptr(look->partial, partial);
-	texts[HEAP_PAYLOAD] = whole_payload(partial);
-	free_partial(partial);
 	if (make_record(look, row, texts, &record))
 		look->visit(look->argument, &record);
 	pfree(unconstify(char *, texts[HEAP_PAYLOAD].data));
@@ -233,7 +162,6 @@ look_at_heap(Look *look, int place)
 {
 	Relation relation = heaps_open(place, AccessShareLock, true);
 	BlockNumber pages;
-	ListCell *cell;
 
 	if (relation == NULL)
 		return;
@@ -246,10 +174,7 @@ look_at_heap(Look *look, int place)
 	}
 	relation_close(relation, AccessShareLock);
 	/* done with meanwhile, or torn by a crash */
-	foreach (cell, look->partial)
-		free_partial(lfirst(cell));
-	list_free(look->partial);
-	look->partial = NIL;
+	chunks_free(&look->partial);
 }
 
 static void

@@ -19,6 +19,7 @@
 
 #include "compat.h"
 #include "engine/hash.h"
+#include "events/chunks.h"
 #include "events/heaps.h"
 #include "events/outbox.h"
 #include "events/progress.h"
@@ -40,14 +41,6 @@ typedef struct ProgressHeader
 /* of a note: the key's digits, and what follows them of the name */
 #define KEY_DIGITS (2 * sizeof(ProgressKey))
 #define NOTED_NAME (PROGRESS_NOTE_SIZE - KEY_DIGITS - 2)
-
-/* A record of which not all rows were read. */
-typedef struct PartialRecord
-{
-	int64 record;
-	int32 chunks; /* that were read */
-	StringInfoData payload;
-} PartialRecord;
 
 void
 progress_identify(BackfillProgress *progress, Oid role, const char *name)
@@ -235,34 +228,6 @@ add_progress(List *list, const HeapRow *row, const char *data, size_t length)
 	return progress != NULL ? lappend(list, progress) : list;
 }
 
-/* The next row of a record of several; the record, once it is complete. */
-static PartialRecord *
-add_chunk(List **partial, const HeapRow *row, EngineText payload)
-{
-	PartialRecord *record = NULL;
-	ListCell *cell;
-
-	foreach (cell, *partial)
-		if (((PartialRecord *) lfirst(cell))->record == row->record)
-			record = lfirst(cell);
-	if (record == NULL && row->chunk == 0)
-	{
-		record = palloc0(sizeof(PartialRecord));
-		record->record = row->record;
-		initStringInfo(&record->payload);
-		*partial = lappend(*partial, record);
-	}
-	/* the rows of a record lie in their order */
-	if (record == NULL || record->chunks != row->chunk)
-		return NULL;
-	appendBinaryStringInfo(&record->payload, payload.data,
-						   (int) payload.length);
-	if (++record->chunks < row->chunks)
-		return NULL;
-	*partial = list_delete_ptr(*partial, record);
-	return record;
-}
-
 static List *
 read_progress(const ProgressKey *wanted)
 {
@@ -290,20 +255,12 @@ read_progress(const ProgressKey *wanted)
 		if (wanted != NULL && !same_key(wanted, &key))
 			continue;
 		heaps_row_texts(row, texts);
-		if (row->chunks == 1)
+		if (row->chunks == 1 || chunks_add(&partial, row, &texts[HEAP_PAYLOAD]))
 			list = add_progress(list, row, texts[HEAP_PAYLOAD].data,
 								texts[HEAP_PAYLOAD].length);
-		else
-		{
-			PartialRecord *record =
-				add_chunk(&partial, row, texts[HEAP_PAYLOAD]);
-
-			if (record != NULL)
-				list = add_progress(list, row, record->payload.data,
-									(size_t) record->payload.len);
-		}
 	}
 	table_endscan(scan);
+	chunks_free(&partial);
 	relation_close(parked, AccessShareLock);
 	return list;
 }
