@@ -18,6 +18,7 @@
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
+#include "utils/hsearch.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
@@ -269,7 +270,8 @@ typedef struct ParkedWork
 {
 	int64 id; /* 0: all */
 	int64 endpoint; /* to give them */
-	int64 refused; /* the last one that can't be requeued */
+	HTAB *readable; /* ids of records of several rows that could not be read,
+					 * and can now */
 	int64 events;
 } ParkedWork;
 
@@ -283,28 +285,43 @@ is_parked(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 		   (work->id == 0 || work->id == row->record);
 }
 
-/*
- * What can't be read can't be sent.  The chunks of a record follow its first
- * one, before those of another record that can't be read.
- */
+static bool
+is_readable(const HeapRow *row)
+{
+	EngineText texts[HEAP_TEXTS];
+
+	heaps_row_texts(row, texts);
+	return encoding_version(texts[HEAP_PAYLOAD].data,
+							texts[HEAP_PAYLOAD].length) == ENCODING_VERSION;
+}
+
+/* The first row tells of the others, which may lie before it. */
+static bool
+note_readable(void *argument, const HeapRow *row, const HeapTupleData *tuple)
+{
+	ParkedWork *work = argument;
+
+	if (row->status == OUTBOX_UNREADABLE && row->chunks > 1 &&
+		row->chunk == 0 && is_parked(argument, row, tuple) && is_readable(row))
+		(void) hash_search(work->readable, &row->record, HASH_ENTER, NULL);
+	return false;
+}
+
+/* What can't be read can't be sent. */
 static bool
 is_requeueable(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
 	ParkedWork *work = argument;
-	EngineText texts[HEAP_TEXTS];
+	bool readable;
 
 	if (!is_parked(argument, row, tuple))
 		return false;
 	if (row->status != OUTBOX_UNREADABLE)
 		return true;
-	if (row->chunk > 0)
-		return row->record != work->refused;
-	heaps_row_texts(row, texts);
-	if (encoding_version(texts[HEAP_PAYLOAD].data,
-						 texts[HEAP_PAYLOAD].length) == ENCODING_VERSION)
-		return true;
-	work->refused = row->record;
-	return false;
+	if (row->chunks == 1)
+		return is_readable(row);
+	(void) hash_search(work->readable, &row->record, HASH_FIND, &readable);
+	return readable;
 }
 
 static void
@@ -344,7 +361,7 @@ outbox_parked_changed(uint64 events)
 }
 
 static int64
-change_parked(const HeapWalk *walk)
+change_parked(const HeapWalk *before, const HeapWalk *walk)
 {
 	ParkedWork *work = walk->argument;
 	Relation parked;
@@ -353,6 +370,8 @@ change_parked(const HeapWalk *walk)
 	parked = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
 	if (parked == NULL)
 		return 0;
+	if (before != NULL)
+		heaps_walk(parked, before);
 	heaps_walk(parked, walk);
 	heaps_flush();
 	relation_close(parked, RowExclusiveLock);
@@ -366,10 +385,19 @@ outbox_requeue(int64 id)
 {
 	ParkedWork work = {.id = id,
 					   .endpoint = (int64) record_current_origin()->endpoint};
+	HeapWalk look = {.visit = note_readable, .argument = &work};
 	HeapWalk walk = {
 		.visit = is_requeueable, .change = requeue_row, .argument = &work};
+	HASHCTL control = {.keysize = sizeof(int64),
+					   .entrysize = sizeof(int64),
+					   .hcxt = CurrentMemoryContext};
+	int64 events;
 
-	return change_parked(&walk);
+	work.readable = hash_create("absmartly readable records", 64, &control,
+								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	events = change_parked(&look, &walk);
+	hash_destroy(work.readable);
+	return events;
 }
 
 int64
@@ -379,7 +407,7 @@ outbox_discard(int64 id)
 	HeapWalk walk = {
 		.visit = is_parked, .change = discard_row, .argument = &work};
 
-	return change_parked(&walk);
+	return change_parked(NULL, &walk);
 }
 
 /*
