@@ -30,11 +30,18 @@
 #define LOOK_MS 10L
 #define MAX_LOOK_MS 1000L
 
+/*
+ * Transactions after which a moment's ids could not be compared with newer ones
+ * any more; the server lets none that runs get so old.
+ */
+#define MAX_AGE (((uint64) 1 << 31) - 1000000)
+
 typedef struct Moment
 {
 	uint64 number;
 	XLogRecPtr end; /* of the WAL; invalid: there is no such moment */
 	TimestampTz at;
+	uint64 oldest; /* xmin, with its epoch */
 	TransactionId xmin; /* those before had ended */
 	TransactionId xmax; /* those from here on had not */
 	uint32 count; /* of those that were running in between */
@@ -69,13 +76,22 @@ standbys_end(void)
 	return end;
 }
 
+static uint64
+next_transaction(void)
+{
+	return U64FromFullTransactionId(ReadNextFullTransactionId());
+}
+
 static void
 take_moment(Moment *moment, Snapshot now)
 {
+	uint64 next = next_transaction();
+
 	if (moment->running == NULL)
 		moment->running = MemoryContextAlloc(
 			TopMemoryContext, GetMaxSnapshotXidCount() * sizeof(TransactionId));
 	moment->number = ++last_number;
+	moment->oldest = next - ((uint32) next - now->xmin);
 	moment->xmin = now->xmin;
 	moment->xmax = now->xmax;
 	moment->count = now->xcnt;
@@ -100,6 +116,13 @@ look_at_standbys(void)
 	underway.end = InvalidXLogRecPtr;
 }
 
+static void
+forget_if_old(Moment *moment)
+{
+	if (next_transaction() - moment->oldest > MAX_AGE)
+		moment->end = InvalidXLogRecPtr;
+}
+
 void
 replicated_look(Snapshot now)
 {
@@ -110,6 +133,8 @@ replicated_look(Snapshot now)
 		underway.end = InvalidXLogRecPtr;
 		return;
 	}
+	forget_if_old(&replicated);
+	forget_if_old(&underway);
 	look_at_standbys();
 	if (XLogRecPtrIsInvalid(underway.end))
 	{
