@@ -1402,23 +1402,32 @@ park_record(const SourceRecord *source)
 	outbox_park_original(record);
 }
 
+static int
+compare_letters(const ListCell *left, const ListCell *right)
+{
+	uint32 a = ((const Refused *) lfirst(left))->number;
+	uint32 b = ((const Refused *) lfirst(right))->number;
+
+	return a < b ? -1 : a > b ? 1 : 0;
+}
+
 /*
- * Makes dead letters, a row of each.  The events are in their records still,
- * and come in their order as a rule, so that one walk finds those of a source.
+ * Makes dead letters, a row of each.  The events are in their records still:
+ * one walk finds those of a source.
  */
 static void
-park_letters(const BatchSource *source)
+park_letters(BatchSource *source)
 {
-	SourceWalk walk = {.source = NULL};
+	SourceWalk walk;
 	ListCell *cell;
 
+	list_sort(source->letters, compare_letters);
+	source_walk(&walk, source);
 	foreach (cell, source->letters)
 	{
 		const Refused *letter = lfirst(cell);
 
 		CHECK_FOR_INTERRUPTS();
-		if (walk.source == NULL || walk.next > letter->number)
-			source_walk(&walk, source);
 		if (source_seek(&walk, letter->number))
 			park_event(&walk, letter->words);
 	}
@@ -1585,6 +1594,7 @@ release_source(DatabaseState *state, BatchSource *source)
 static void
 park_damaged(BatchSource *source)
 {
+	MemoryContext caller = CurrentMemoryContext;
 	bool any = false;
 
 	for (int i = 0; i < source->nrecords; i++)
@@ -1600,6 +1610,8 @@ park_damaged(BatchSource *source)
 			if (source->records[i].damaged)
 				park_record(&source->records[i]);
 		outbox_park_end();
+		/* a transaction's end leaves another */
+		MemoryContextSwitchTo(caller);
 	}
 	for (int i = 0; i < source->nrecords; i++)
 		source->records[i].damaged = false;
