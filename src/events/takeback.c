@@ -12,6 +12,7 @@
 #include "access/relation.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/bufmgr.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
@@ -131,6 +132,13 @@ acquire(LOCKTAG *lock)
  * Taking back
  */
 
+/* Events of a session context that were taken. */
+typedef struct Settled
+{
+	uint64 context;
+	uint64 events;
+} Settled;
+
 typedef struct TakeBackWalk
 {
 	TakeBack *work;
@@ -140,6 +148,8 @@ typedef struct TakeBackWalk
 	char *data; /* what stays of a row's payload; NULL: nothing */
 	int64 exposures; /* of it that are taken */
 	int64 goals;
+	Settled settled[MaxHeapTuplesPerPage]; /* of a page */
+	int nsettled;
 } TakeBackWalk;
 
 static int
@@ -258,7 +268,7 @@ is_taken(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	const TakenEvent *taken;
 	Size ntaken;
 	MemoryContext caller;
-	bool good;
+	bool good = false;
 
 	if ((row->status != OUTBOX_WAITING && row->status != OUTBOX_PREPARED &&
 		 row->status != OUTBOX_HELD) ||
@@ -275,15 +285,18 @@ is_taken(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	if (ntaken == 0 || (Size) (row->exposures + row->goals) == ntaken)
 		return ntaken > 0;
 
-	/* an event that is larger than a row is alone in its record */
-	if (row->chunks > 1)
-		return false;
-	heaps_row_texts(row, texts);
-	walk->exposures = 0;
-	walk->goals = 0;
-	caller = MemoryContextSwitchTo(walk->context);
-	good = encode_rest(walk, row, texts[HEAP_PAYLOAD], taken, ntaken);
-	MemoryContextSwitchTo(caller);
+	/* several rows can't be changed at once */
+	if (row->chunks == 1)
+	{
+		heaps_row_texts(row, texts);
+		walk->exposures = 0;
+		walk->goals = 0;
+		caller = MemoryContextSwitchTo(walk->context);
+		good = encode_rest(walk, row, texts[HEAP_PAYLOAD], taken, ntaken);
+		MemoryContextSwitchTo(caller);
+	}
+	if (!good && row->chunk == 0)
+		walk->work->left += (int64) ntaken;
 	return good;
 }
 
@@ -317,8 +330,9 @@ take_row(void *argument, HeapRow *row)
 		walk->work->exposures += walk->exposures;
 		walk->work->goals += walk->goals;
 		if (row->context != 0 && row->status != OUTBOX_PREPARED)
-			context_slot_settle((uint64) row->context,
-								(uint64) (walk->exposures + walk->goals));
+			walk->settled[walk->nsettled++] =
+				(Settled){(uint64) row->context,
+						  (uint64) (walk->exposures + walk->goals)};
 	}
 	if (walk->data == NULL)
 		row->status = OUTBOX_DONE;
@@ -326,18 +340,34 @@ take_row(void *argument, HeapRow *row)
 		replace_payload(row, walk);
 }
 
+/* The contexts are told when the page is not locked any more. */
 static void
-walk_heaps(TakeBackWalk *walk)
+walk_page(Relation relation, BlockNumber page, TakeBackWalk *walk)
 {
 	HeapWalk rows = {.visit = is_taken, .change = take_row, .argument = walk};
 
+	walk->nsettled = 0;
+	(void) heaps_walk_page(relation, page, &rows);
+	for (int i = 0; i < walk->nsettled; i++)
+		context_slot_settle(walk->settled[i].context, walk->settled[i].events);
+}
+
+static void
+walk_heaps(TakeBackWalk *walk)
+{
 	for (int place = 0; place < HEAPS_COUNT; place++)
 	{
 		Relation relation = heaps_open(place, RowExclusiveLock, true);
+		BlockNumber pages;
 
 		if (relation == NULL)
 			break;
-		heaps_walk(relation, &rows);
+		pages = RelationGetNumberOfBlocks(relation);
+		for (BlockNumber page = 0; page < pages; page++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			walk_page(relation, page, walk);
+		}
 		relation_close(relation, RowExclusiveLock);
 	}
 }
@@ -345,11 +375,12 @@ walk_heaps(TakeBackWalk *walk)
 void
 takeback_run(TakeBack *work)
 {
-	TakeBackWalk walk = {.work = work};
+	TakeBackWalk walk;
 	int64 before = work->exposures + work->goals;
 	LOCKTAG lock;
 
 	outbox_require();
+	walk.work = work;
 	if (work->events != NULL)
 		qsort(work->events, work->nevents, sizeof(TakenEvent), compare_events);
 	walk.context = AllocSetContextCreate(

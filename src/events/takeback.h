@@ -45,6 +45,8 @@ typedef struct TakeBack
 	/* what was */
 	int64 exposures;
 	int64 goals;
+	/* those of events that could not be, since others of their record stay */
+	int64 left;
 } TakeBack;
 
 /*

@@ -211,9 +211,12 @@ take_looking(Oid schema, char *filter, TakeBack *work)
 	do
 	{
 		taken = -(work->exposures + work->goals);
+		work->left = 0;
 		found = take_filtered(query, filter, work);
 		taken += work->exposures + work->goals;
-	} while (found > taken && ++looks < MOST_LOOKS);
+		looks++;
+	} while (found > taken + work->left && looks < MOST_LOOKS &&
+			 (taken > 0 || looks == 1));
 	SPI_finish();
 }
 
@@ -240,6 +243,21 @@ report(const TakeBack *work, const char *role, const char *backfill,
 					" goals that waited were taken back by role \"%s\"",
 					work->exposures, work->goals, role),
 			 errdetail_internal("%s", what.data + 2)));
+}
+
+/* Says what fitted the filter and waits on. */
+static void
+warn_of_left(const TakeBack *work)
+{
+	if (work->left > 0)
+		ereport(WARNING,
+				(errmsg(INT64_FORMAT " events that fit the filter were not "
+									 "taken back",
+						work->left),
+				 errdetail("They are in records that are larger than a row, "
+						   "or damaged, and have other events, too."),
+				 errhint("absmartly_take_back(record) takes back all of a "
+						 "record.")));
 }
 
 PG_FUNCTION_INFO_V1(absmartly_take_back);
@@ -298,5 +316,6 @@ SQL_FUNCTION(absmartly_take_back)
 		report(&work, role, backfill, filter);
 	}
 	PG_END_TRY();
+	warn_of_left(&work);
 	PG_RETURN_INT64(work.exposures + work.goals);
 }

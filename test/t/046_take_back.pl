@@ -126,6 +126,65 @@ subtest 'during an outage' => sub {
 	is_deeply([ arrived('outage') ], [ 1 .. 5 ], 'the rest is sent');
 };
 
+# One request gets through, and no other.
+sub fail_after_one
+{
+	sql('SELECT absmartly_stat_reset()');
+	$collector->fault('/v1', { match => { method => 'PUT' }, after => 1, status => 503, times => -1 });
+	return;
+}
+
+sub await_failure
+{
+	return await_sql($node, q{SELECT goals_sent > 0 AND worker_state = 'backing off' FROM absmartly_stat});
+}
+
+# What is left of a record becomes another one before anything can be taken back.
+subtest 'a record of which a part was delivered' => sub {
+	fail_after_one();
+	track('part', 45);
+	ok(await_failure(), 'the rest is not');
+	my $arrived = arrived('part');
+	is(sql(q{SELECT absmartly_take_back(filter => $$goal = 'part'$$)}), 45 - $arrived, 'the rest is taken back');
+	$collector->clear_faults('/v1');
+	sql("SELECT absmartly_publish('$PATIENCE s')");
+	is(scalar(arrived('part')), $arrived, 'and not sent');
+};
+
+# What is left of the records of a context is written under what that has become.
+subtest 'records of several rows' => sub {
+	my $session = $node->background_psql('postgres');
+	my $waiting = sub { sql(q{SELECT count(*) FROM absmartly_pending_events WHERE goal = 'large'} . ($_[0] // '')) };
+	my $even = q{ AND (properties ->> 'n')::int % 2 = 0};
+	my $track = q{SELECT count(absmartly_context_track('large', jsonb_build_object('n', i, 'pad', repeat('x', 300)))) FROM generate_series(%d, %d) AS i};
+	my $take = sub { ($node->psql('postgres', qq{SELECT absmartly_take_back(filter => \$\$goal = 'large'$_[0]\$\$)}))[ 1, 2 ] };
+	my $pid = sql('SELECT worker_pid FROM absmartly_stat');
+
+	configure($node, 'absmartly.batch_bytes = 32kB');
+	$session->query_safe(q{SELECT absmartly_context_create('{"user_id": "alice"}', '{"plan": "free"}')});
+	$session->query_safe("SELECT absmartly_context_wait_until_ready('$PATIENCE s')");
+	fail_after_one();
+	$session->query_safe('BEGIN; ' . sprintf($track, 1, 400) . q{; SELECT absmartly_context_set_attribute('plan', repeat('y', 9000)); } . sprintf($track, 401, 401) . '; COMMIT');
+	ok(await_failure(), 'a part is delivered');
+	sql("SELECT pg_terminate_backend($pid)");
+	ok(await_sql($node, "SELECT worker_pid <> $pid FROM absmartly_stat"), 'another worker comes');
+	is($waiting->() + arrived('large'), 401, 'the rest waits');
+	cmp_ok(sql(q{SELECT count(*) FROM absmartly_outbox WHERE goals > 1 AND bytes > 9000}), '>', 0, 'in records that are larger than a row');
+
+	my $fit = $waiting->($even);
+	my ($taken, $words) = $take->($even);
+	my ($kept) = $words =~ /WARNING:  (\d+) events that fit the filter were not taken back\nDETAIL:.*larger than a row.*\nHINT:/;
+	ok($kept, 'who takes back some of their events is told of those that stay') or diag($words);
+	is($waiting->($even), $kept, 'these wait on');
+	is($taken + $kept, $fit, 'and the others do not');
+	my $rest = $waiting->();
+	is(join(' ', $take->('')), "$rest ", 'records are taken back as a whole, without a word');
+	is($waiting->(), '0', 'nothing waits then');
+	is($session->query_safe('SELECT absmartly_context_pending()'), '0', 'nor does the context think so');
+	$collector->clear_faults('/v1');
+	$session->quit;
+};
+
 subtest 'transactions that have not committed' => sub {
 	my $session = $node->background_psql('postgres');
 	my $one = sub { sprintf q{SELECT absmartly_track('{"user_id": 1}', 'open', '{"n": %d}')}, $_[0] };
