@@ -24,6 +24,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
+#include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
@@ -43,7 +44,6 @@
  * longer.
  */
 #define PLACES 3
-/* advisory locks of this kind are none that SQL can take */
 #define PLACE_KIND 7
 #define HEAP_ROW_SIZE (offsetof(HeapRow, goals) + sizeof(int32))
 
@@ -161,8 +161,20 @@ lock_at_once(Oid relation, LOCKMODE mode)
  * Places in the lock table
  */
 
+static void
+set_tag(LOCKTAG *tag, uint32 key)
+{
+	*tag = (LOCKTAG){.locktag_field1 = MyDatabaseId,
+					 .locktag_field2 = (uint32) MyProcPid,
+					 .locktag_field3 = key,
+					 .locktag_field4 = PLACE_KIND,
+					 .locktag_type = LOCKTAG_USERLOCK,
+					 .locktag_lockmethodid = DEFAULT_LOCKMETHOD};
+}
+
 /*
- * Locks that mean nothing, but have a place of their own.  Those of a session
+ * Locks that mean nothing, but have a place of their own.  They are no advisory
+ * locks: pg_advisory_unlock_all() would release them.  Those of a session
  * are in one partition of the table, since the end of each transaction locks
  * all in which the session has some; and sessions are spread over the
  * partitions, so that they do not wait for each other there.
@@ -179,26 +191,37 @@ set_place_tag(LOCKTAG *tag, int number)
 		for (int i = 0; i < PLACES; i++)
 		{
 			do
-				SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) MyProcPid,
-									 key++, PLACE_KIND);
+				set_tag(tag, key++);
 			while (LockHashPartition(LockTagHashCode(tag)) !=
 				   (uint32) MyProcPid % NUM_LOCK_PARTITIONS);
 			keys[i] = key - 1;
 		}
 	}
-	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) MyProcPid, keys[number],
-						 PLACE_KIND);
+	set_tag(tag, keys[number]);
+}
+
+/* The server releases no such lock when a process ends outside transactions. */
+static void
+release_at_exit(int code, Datum argument)
+{
+	(void) heaps_unreserve();
 }
 
 bool
 heaps_reserve(bool must)
 {
+	static bool registered = false;
 	LOCKTAG tag;
 
-	/* DISCARD ALL takes them */
+	/* an abort takes them */
 	set_place_tag(&tag, PLACES - 1);
 	if (likely(compat_lock_is_held(&tag, AccessShareLock)))
 		return true;
+	if (!registered)
+	{
+		on_shmem_exit(release_at_exit, (Datum) 0);
+		registered = true;
+	}
 	for (int number = 0; number < PLACES; number++)
 	{
 		set_place_tag(&tag, number);

@@ -63,7 +63,8 @@ sub warm
 
 for my $case (
 	[ 'by itself', 'SELECT fill()', 'in_itself' ],
-	[ 'by itself, with no relation', "SELECT fill('')", 'no_relation' ])
+	[ 'by itself, with no relation', "SELECT fill('')", 'no_relation' ],
+	[ 'after all advisory locks were released', 'SELECT pg_advisory_unlock_all(); SELECT fill()', 'unlocked' ])
 {
 	my ($name, $fill, $goal) = @$case;
 
@@ -106,9 +107,11 @@ subtest 'a lock table that another session has filled' => sub {
 	is(arrived('too_late'), 0, 'and no other');
 };
 
-is(sql(q{SELECT count(*) FROM pg_locks WHERE locktype = 'object'}), '0', 'no places are kept after a transaction');
+my $places = q{SELECT count(*) FROM pg_locks WHERE locktype = 'userlock' AND pid};
+is((split /\n/, sql('BEGIN; ' . track('places') . "; COMMIT; $places = pg_backend_pid()"))[-1], '3', 'places stay with the session');
+ok(await_sql($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'userlock'}, '0'), 'and end with it');
 sql('BEGIN; ' . track('prepared') . q{; PREPARE TRANSACTION 'prepared'});
-is(sql(q{SELECT count(*) FROM pg_locks WHERE locktype = 'object'}), '0', 'nor by one that is prepared');
+is(sql("$places IS NULL"), '0', 'and not with a transaction that is prepared');
 is(sql(q{SELECT count(*) FROM pg_locks WHERE relation::regclass::text LIKE 'absmartly_outbox%' AND mode = 'RowExclusiveLock'}), '1', 'which keeps its heap');
 sql(q{COMMIT PREPARED 'prepared'});
 publish();
