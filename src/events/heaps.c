@@ -31,6 +31,7 @@
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "compat.h"
@@ -314,16 +315,50 @@ payload_room(bytea *const texts[HEAP_PAYLOAD])
 }
 
 /*
+ * Whether an error says that the lock table is full.  Memory of other kinds
+ * that is not to be had has the same code.
+ */
+static bool
+is_lock_table_full(MemoryContext memory)
+{
+	ErrorData *error;
+	bool full;
+
+	if (geterrcode() != ERRCODE_OUT_OF_MEMORY)
+		return false;
+	MemoryContextSwitchTo(memory);
+	error = CopyErrorData();
+	full = error->funcname != NULL &&
+		   strcmp(error->funcname, "LockAcquireExtended") == 0;
+	FreeErrorData(error);
+	return full;
+}
+
+/* Lets go of what an insertion that has failed has pinned. */
+static void
+release_all(ResourceOwner owner)
+{
+	ResourceOwnerRelease(owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, false);
+	ResourceOwnerRelease(owner, RESOURCE_RELEASE_LOCKS, false, false);
+	ResourceOwnerRelease(owner, RESOURCE_RELEASE_AFTER_LOCKS, false, false);
+}
+
+/*
  * Inserts a tuple.  Where that has to make the heap longer it takes a lock, for
- * which the lock table may be full: nothing has been done then, and what was
- * kept there is given up.
+ * which the lock table may be full: what was kept there is given up then, and
+ * it is tried again.  It takes no lock once it has the page, so nothing has
+ * been written, and none is held; a page of the visibility map may be pinned.
  */
 static void
 insert_tuple(Relation relation, HeapTuple tuple)
 {
-	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext memory = CurrentMemoryContext;
+	ResourceOwner caller = CurrentResourceOwner;
+	ResourceOwner owner = ResourceOwnerCreate(caller, "absmartly insertion");
+	uint32 held_off = InterruptHoldoffCount;
 	volatile bool again = false;
 
+	CurrentResourceOwner = owner;
 	do
 	{
 		PG_TRY();
@@ -334,14 +369,21 @@ insert_tuple(Relation relation, HeapTuple tuple)
 		}
 		PG_CATCH();
 		{
-			again = geterrcode() == ERRCODE_OUT_OF_MEMORY && heaps_unreserve();
+			again = is_lock_table_full(memory) && heaps_unreserve();
 			if (!again)
+			{
+				CurrentResourceOwner = caller;
 				PG_RE_THROW();
-			MemoryContextSwitchTo(caller);
+			}
 			FlushErrorState();
+			/* which an error has set to 0 */
+			InterruptHoldoffCount = held_off;
+			release_all(owner);
 		}
 		PG_END_TRY();
 	} while (again);
+	CurrentResourceOwner = caller;
+	ResourceOwnerDelete(owner);
 }
 
 static void

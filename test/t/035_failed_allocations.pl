@@ -66,6 +66,7 @@ $node->safe_psql('postgres', 'CREATE DATABASE offline');
 $node->safe_psql('postgres', q{ALTER DATABASE offline SET absmartly.endpoint = ''});
 create_extension($node, 'offline');
 $node->safe_psql($_, $functions) for 'postgres', 'offline';
+$node->safe_psql('offline', 'CREATE TABLE committed (n int)');
 
 $node->safe_psql('postgres', <<'EOT');
 CREATE TABLE truth (id bigint PRIMARY KEY);
@@ -369,6 +370,31 @@ for my $name (sort keys %scenario)
 		last;
 	}
 }
+# A commit that fails leaves nothing, and one that does not writes each event once.
+if (wanted('commit') || wanted('sessions'))
+{
+	my ($failed, $more) = (0, 1);
+
+	for (my $n = 1; $more; $n++)
+	{
+		my (undef, $output) = $node->psql('offline', <<"EOT", on_error_stop => 0);
+BEGIN;
+INSERT INTO committed VALUES ($n);
+SELECT absmartly_track('{"user_id": 1}', 'commit', '{"n": $n}');
+SELECT faults.begin(pg_backend_pid()::text, $n - 1, 1, 0, false, false);
+COMMIT;
+SELECT faults."end"();
+ROLLBACK;
+SELECT 'failed', failed FROM faults.status();
+EOT
+		($more) = $output =~ /^failed\|(\d+)$/m;
+		$failed++ if $more;
+	}
+	cmp_ok($failed, '>', 5, "commit: $failed allocations failed");
+	is($node->safe_psql('offline', q{SELECT string_agg(properties ->> 'n', ' ' ORDER BY (properties ->> 'n')::int) FROM absmartly_pending_events WHERE goal = 'commit'}),
+		$node->safe_psql('offline', q{SELECT string_agg(n::text, ' ' ORDER BY n) FROM committed}), 'commit: what was committed waits once, and nothing else');
+}
+
 for my $name (split /\n/, $node->safe_psql('postgres', 'SELECT gid FROM pg_prepared_xacts'))
 {
 	$node->safe_psql('postgres', "COMMIT PREPARED '$name'");

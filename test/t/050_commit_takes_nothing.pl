@@ -107,6 +107,20 @@ subtest 'a lock table that another session has filled' => sub {
 	is(arrived('too_late'), 0, 'and no other');
 };
 
+# The page is looked at and left again, with what tells that all see it: nothing of that is kept.
+subtest 'a full lock table, and a page that all see' => sub {
+	ok(set_publishing($node, 'off'), 'events wait');
+	sql(track('seen', 1, 5000));
+	sql('VACUUM absmartly_outbox_a, absmartly_outbox_b');
+	my ($status, $output, $error) = $node->psql('postgres',
+		warm('SELECT fill()') . 'BEGIN; ' . track('after_it', 1, 6000) . "; SELECT fill(); COMMIT; SELECT 'committed'", on_error_stop => 1);
+	like($output, qr/committed/, 'a transaction commits');
+	is($error, '', 'without a word');
+	ok(set_publishing($node, 'on'), 'events are sent');
+	publish();
+	is(arrived('seen') . arrived('after_it'), '11', 'each once');
+};
+
 my $places = q{SELECT count(*) FROM pg_locks WHERE locktype = 'userlock' AND pid};
 is((split /\n/, sql('BEGIN; ' . track('places') . "; COMMIT; $places = pg_backend_pid()"))[-1], '3', 'places stay with the session');
 ok(await_sql($node, q{SELECT count(*) FROM pg_locks WHERE locktype = 'userlock'}, '0'), 'and end with it');
