@@ -11,8 +11,9 @@
  * A standby sees only now and then which endpoint its database has.  So as long
  * as records may lie in the outbox for one that is not in force any more, a row
  * of the parked heap has the list as well.  It is written before anything is
- * written for the next one: what a standby has of the outbox is never ahead of
- * what it has of that.
+ * written for the next one: what a standby has of the outbox is not ahead of
+ * what it has of that.  Only where somebody keeps the heap locked is it written
+ * later, since an endpoint must not wait for him.
  */
 #include "postgres.h"
 
@@ -45,6 +46,10 @@ unlock_file(const LOCKTAG *lock)
 {
 	(void) LockRelease(lock, ExclusiveLock, false);
 }
+
+/* of the worker: whether the heap has the list; where the endpoint is from */
+static bool listed = false;
+static bool from_database = false;
 
 static int
 find(const uint64 *list, uint64 endpoint)
@@ -209,63 +214,86 @@ insert_list(Relation parked, const ListRow *list)
  * endpoints than the standby has seen.
  */
 static bool
-goes_on_from_heap(const ListRow *list, const DatabaseState *state,
-				  uint64 endpoint, bool of_database)
+goes_on_from_heap(const ListRow *list, const uint64 *own)
 {
 	if (!list->found)
 		return false;
-	if (last(list->own) == endpoint)
+	if (last(list->own) == last(own))
 		return true;
+	if (!from_database)
+		return false;
 	/* the database has its settings from where it has the list */
-	return of_database && last(state->endpoints) != 0 &&
-		   find(list->own, last(state->endpoints)) >= 0;
+	for (int i = 0; i < SHARED_MAX_ENDPOINTS && own[i] != last(own); i++)
+		if (find(list->own, own[i]) >= 0)
+			return true;
+	return false;
 }
 
-/* Adds to a server's endpoints those that the heap has, which are newer. */
+/* Adds those that the heap has, which are newer than those before the last. */
 static void
-add_from_heap(FileEndpoints *endpoints, const ListRow *list)
+add_from_heap(DatabaseState *state, const ListRow *list)
 {
-	uint64 before[SHARED_MAX_ENDPOINTS];
+	uint64 own[SHARED_MAX_ENDPOINTS];
+	uint64 in_force = last(state->endpoints);
+	FileEndpoints kept;
+	LOCKTAG lock;
 
-	memcpy(before, endpoints->own, sizeof(before));
+	memcpy(own, state->endpoints, sizeof(own));
 	for (int i = 0; i < SHARED_MAX_ENDPOINTS && list->own[i] != 0; i++)
-		put_last(endpoints->own, list->own[i]);
-	if (memcmp(before, endpoints->own, sizeof(before)) != 0)
-		endpoints->adopted = false;
-}
+		put_last(own, list->own[i]);
+	put_last(own, in_force);
+	if (memcmp(own, state->endpoints, sizeof(own)) == 0)
+		return;
 
-/*
- * Reads the list, and gives the heap, for the list to be written; NULL where
- * there is none that can be written.
- */
-static Relation
-open_list(ListRow *list)
-{
-	HeapWalk walk = {.visit = read_list, .argument = list};
-	Relation parked;
-
-	memset(list, 0, sizeof(*list));
-	if (RecoveryInProgress() || !heaps_find())
-		return NULL;
-	parked = heaps_open(RECORD_PARKED, RowExclusiveLock, true);
-	if (parked != NULL)
-		heaps_walk(parked, &walk);
-	return parked;
+	lock_file(&lock, state->database);
+	if (file_read_endpoints(state->database, &kept))
+	{
+		memcpy(kept.own, own, sizeof(kept.own));
+		kept.adopted = false;
+		(void) file_write_endpoints(state->database, &kept);
+	}
+	unlock_file(&lock);
+	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
+	memcpy(state->endpoints, own, sizeof(own));
+	state->endpoints_adopted = false;
+	LWLockRelease(&state->lock);
 }
 
 static void
-close_list(Relation parked, ListRow *list, const FileEndpoints *endpoints)
+write_list(Relation parked, const DatabaseState *state, ListRow *list)
 {
 	HeapWalk walk = {.visit = is_list, .change = change_list, .argument = list};
-	bool differs = memcmp(list->own, endpoints->own, sizeof(list->own)) != 0;
+	bool differs = memcmp(list->own, state->endpoints, sizeof(list->own)) != 0;
 
-	if (parked == NULL)
-		return;
-	memcpy(list->own, endpoints->own, sizeof(list->own));
+	memcpy(list->own, state->endpoints, sizeof(list->own));
 	if (list->found && differs)
 		heaps_walk(parked, &walk);
-	else if (!list->found && list->own[1] != 0 && !endpoints->adopted)
+	else if (!list->found && list->own[1] != 0 && !state->endpoints_adopted)
 		insert_list(parked, list);
+	listed = true;
+}
+
+bool
+endpoints_list_wanted(const DatabaseState *state)
+{
+	return !listed && last(state->endpoints) != 0 && !RecoveryInProgress();
+}
+
+void
+endpoints_list(DatabaseState *state, bool wait)
+{
+	ListRow list = {.found = false};
+	HeapWalk walk = {.visit = read_list, .argument = &list};
+	Relation parked = NULL;
+
+	if (heaps_find())
+		parked = heaps_open(RECORD_PARKED, RowExclusiveLock, wait);
+	if (parked == NULL)
+		return;
+	heaps_walk(parked, &walk);
+	if (goes_on_from_heap(&list, state->endpoints))
+		add_from_heap(state, &list);
+	write_list(parked, state, &list);
 	relation_close(parked, NoLock);
 }
 
@@ -276,36 +304,32 @@ close_list(Relation parked, ListRow *list, const FileEndpoints *endpoints)
 void
 endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 {
+	bool first = last(state->endpoints) == 0;
 	FileEndpoints before;
 	FileEndpoints now;
-	ListRow list;
-	Relation parked;
 	LOCKTAG lock;
 	uint64 hash;
 	bool saved;
 	int place;
 
+	from_database = of_database;
 	if (endpoint[0] == '\0')
 		return;
 	hash = record_endpoint_hash(endpoint);
 	/* nobody but the database's worker changes them */
-	if (state->endpoints_saved && last(state->endpoints) == hash &&
-		RecoveryInProgress())
+	if (state->endpoints_saved && last(state->endpoints) == hash)
 		return;
 
-	parked = open_list(&list);
 	lock_file(&lock, state->database);
 	saved = file_read_endpoints(state->database, &before);
 	now = before;
-	if (last(state->endpoints) != 0)
+	if (!first)
 	{
 		memcpy(now.own, state->endpoints, sizeof(now.own));
 		now.adopted = state->endpoints_adopted;
 	}
 	else if (!goes_on(&before, hash, of_database))
 		memset(&now, 0, sizeof(now));
-	if (goes_on_from_heap(&list, state, hash, of_database))
-		add_from_heap(&now, &list);
 	if (last(now.own) != hash)
 	{
 		put_last(now.own, hash);
@@ -319,13 +343,16 @@ endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 	if (!saved || memcmp(&before, &now, sizeof(now)) != 0)
 		saved = file_write_endpoints(state->database, &now);
 	unlock_file(&lock);
-	close_list(parked, &list, &now);
 
 	LWLockAcquire(&state->lock, LW_EXCLUSIVE);
 	memcpy(state->endpoints, now.own, sizeof(now.own));
 	state->endpoints_adopted = now.adopted;
 	state->endpoints_saved = saved;
 	LWLockRelease(&state->lock);
+	listed = false;
+	/* before anything is written for it */
+	if (!first && endpoints_list_wanted(state))
+		endpoints_list(state, false);
 }
 
 bool
@@ -397,6 +424,8 @@ endpoints_note_adoption(DatabaseState *state)
 		heaps_walk(parked, &walk);
 		relation_close(parked, NoLock);
 	}
+	/* a crash must not leave less than what is noted */
+	heaps_flush();
 
 	state->endpoints_adopted = true;
 	lock_file(&lock, state->database);

@@ -28,6 +28,15 @@ extern void endpoints_note(DatabaseState *state, const char *endpoint,
 						   bool of_database);
 
 /*
+ * The list in the heap, for standbys: whether it is to be read and written
+ * there, and that.  Before that nothing may be read from the outbox: after a
+ * promotion it has endpoints that this server has not seen.  Without wait
+ * nothing is done if the heap is locked.  Needs an open transaction.
+ */
+extern bool endpoints_list_wanted(const DatabaseState *state);
+extern void endpoints_list(DatabaseState *state, bool wait);
+
+/*
  * For commands that give a database another endpoint, before they commit; NULL:
  * the configuration's.  Should a crash come before the worker has seen it, the
  * endpoint is known all the same.  Needs an open transaction.

@@ -106,6 +106,9 @@ typedef bool (*OutboxHolds)(uint64 context, uint64 sequence, bool old,
  */
 extern void outbox_worker_start(DatabaseState *state, OutboxHolds holds);
 
+/* Has the heap know which endpoints were, if that is wanted (endpoints.h). */
+extern void outbox_list_endpoints(DatabaseState *state);
+
 /* Gives records that wait for one of these the stamp of the present one. */
 extern void outbox_adopt(DatabaseState *state);
 

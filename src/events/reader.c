@@ -177,6 +177,9 @@ static DatabaseState *worker_state = NULL;
 static MemoryContext records_context = NULL;
 static HTAB *in_flight = NULL;
 static HeapKnowledge knowledge[RECORD_PARKED];
+
+/* the row with the list of endpoints, if that has been the first in its heap */
+static HeapRow list_row = {.status = OUTBOX_DONE};
 static Pass passes[LANE_COUNT];
 static EventLane lane; /* that is read */
 static Pass *pass = &passes[LANE_LIVE]; /* its pass */
@@ -471,6 +474,20 @@ static void
 set_endpoint(void *argument, HeapRow *row)
 {
 	row->endpoint = *(int64 *) argument;
+}
+
+void
+outbox_list_endpoints(DatabaseState *state)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	if (!endpoints_list_wanted(state))
+		return;
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	endpoints_list(state, true);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
 }
 
 /*
@@ -1717,8 +1734,11 @@ outbox_park_end(void)
 static bool
 is_waiting(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
-	if (!endpoints_row_is_over(row, GetActiveSnapshot()->xmin))
-		(*(int64 *) argument)++;
+	if (endpoints_row_is_over(row, GetActiveSnapshot()->xmin))
+		return false;
+	(*(int64 *) argument)++;
+	if (row->status == OUTBOX_ENDPOINTS)
+		list_row = *row;
 	return false;
 }
 
@@ -1744,6 +1764,8 @@ truncate_heap(int place)
 		HeapWalk walk = {.visit = is_waiting, .argument = &waiting};
 
 		locked = true;
+		if (place == RECORD_PARKED)
+			list_row.status = OUTBOX_DONE;
 		PushActiveSnapshot(GetTransactionSnapshot());
 		for (BlockNumber page = 0; page < pages && waiting == 0; page++)
 		{
@@ -1792,6 +1814,8 @@ collect_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
 	Staying *staying = argument;
 
+	if (endpoints_row_is_over(row, GetActiveSnapshot()->xmin))
+		return false;
 	staying->bytes += HEAPTUPLESIZE + tuple->t_len;
 	if (staying->bytes > staying->limit)
 		return false;
@@ -1960,6 +1984,30 @@ maintain_lane(DatabaseState *state, EventLane of_lane, BlockNumber least,
 	return locked;
 }
 
+/*
+ * Whether a row with the list of endpoints keeps the parked heap from being
+ * truncated, and whether it need not any more.
+ */
+static bool
+list_stays(void)
+{
+	return list_row.status == OUTBOX_ENDPOINTS && list_row.sequence != 0;
+}
+
+static bool
+list_is_over(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	bool over;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	over = endpoints_row_is_over(&list_row, GetTransactionSnapshot()->xmin);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return over;
+}
+
 long
 outbox_maintain(DatabaseState *state, bool idle)
 {
@@ -1972,6 +2020,8 @@ outbox_maintain(DatabaseState *state, bool idle)
 		return -1;
 	for (int i = 0; i < LANE_COUNT; i++)
 		locked &= maintain_lane(state, (EventLane) i, least, idle);
+	if (idle && list_stays() && list_is_over())
+		parked_changed = true;
 	if (idle && parked_changed)
 	{
 		parked_changed = false;
@@ -1981,6 +2031,9 @@ outbox_maintain(DatabaseState *state, bool idle)
 			locked = false;
 		}
 	}
+	/* those that run will end */
+	if (list_stays())
+		locked = false;
 	parked = pg_atomic_read_u32(&state->outbox_blocks[RECORD_PARKED]);
 	if (parked >= least && parked_done >= (Size) parked * BLCKSZ / 2)
 		locked &= compact_parked();

@@ -574,6 +574,8 @@ absmartly_launcher_main(Datum argument)
 	CHECK_FOR_INTERRUPTS();
 	pqsignal(SIGTERM, leave_on_sigterm);
 	worker_pin_settings();
+	/* what came before its signal could be heard */
+	ProcessConfigFile(PGC_SIGHUP);
 
 	before_shmem_exit(launcher_exit, (Datum) 0);
 	shared_set_launcher(MyProc);

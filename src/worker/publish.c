@@ -770,6 +770,7 @@ step_start(DatabaseState *state, void *argument)
 		pause_for(&claim_pause, CLAIM_PAUSE_MS);
 		return;
 	}
+	outbox_list_endpoints(state);
 	outbox_worker_start(state, contexts_hold_in_pass);
 	started = true;
 }
@@ -777,6 +778,7 @@ step_start(DatabaseState *state, void *argument)
 static void
 step_adopt(DatabaseState *state, void *argument)
 {
+	outbox_list_endpoints(state);
 	outbox_adopt(state);
 }
 

@@ -556,6 +556,8 @@ absmartly_worker_main(Datum argument)
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	worker_pin_settings();
 	SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
+	/* what came before its signal could be heard */
+	ProcessConfigFile(PGC_SIGHUP);
 
 	if (!extension_exists())
 	{

@@ -200,6 +200,21 @@ is($node->safe_psql('postgres', 'SELECT absmartly_requeue()'), '10', 'they can b
 arrive('/e0/v1', 'original', 'and arrive');
 
 #
+# A heap that somebody keeps locked
+#
+
+my $locker = $node->background_psql('shop');
+$locker->query_safe('BEGIN; ALTER MATERIALIZED VIEW absmartly_outbox_parked OWNER TO CURRENT_USER');
+my $former = worker_pid($node, 'shop');
+$node->safe_psql('shop', "SELECT pg_terminate_backend($former)");
+ok(await_sql($node, "SELECT worker_pid <> $former AND worker_state NOT IN ('none', 'starting') FROM absmartly_stat", 't', database => 'shop'),
+	'a worker starts all the same');
+$node->safe_psql('shop', alter('shop', $spaces[6]));
+await_endpoint($node, 'shop', $spaces[6]);
+$locker->query_safe('ROLLBACK');
+$locker->quit;
+
+#
 # A standby
 #
 

@@ -127,10 +127,12 @@ sub _api {
         }
     );
     my $journal = $c->app->journal;
-    my $end     = sub { $store->end_record($record, @_) && $journal && $journal->end_of_request($record) };
+    my $end     = sub { $store->end_record($record, @_) };
     $tx->on(
         finish => sub {
             $end->('aborted', undef);
+            # not before the answer has been written
+            $journal->end_of_request($record) if $journal;
             $c->app->log->info(join ' ', map { $_ // '-' } @$record{qw(n method path state status)});
         }
     );

@@ -11,8 +11,8 @@ package Collector::Journal;
 #   goal      n  which item          name, uids of the units (with commas between), properties, \N
 #   end       n  time                state (answered, aborted), status, \N, \N
 #
-# Times are seconds. A request's events follow it, also if it was not taken in. Numbers begin anew with each start of the
-# collector; "start 0 time" and four \N tell of that.
+# Times are seconds; an answer's is when it has been written. A request's events follow it, also if it was not taken in.
+# Numbers begin anew with each start of the collector; "start 0 time" and four \N tell of that.
 
 use strict;
 use warnings;
@@ -53,11 +53,11 @@ sub request {
     return;
 }
 
-# The end of a request, if it was one that publishes.
+# The end of a request, if it was one that publishes: its answer has been written, or never will be.
 sub end_of_request {
     my ($self, $record) = @_;
     return unless $record->{events};
-    $self->_write(_line('end', $record->{n}, _seconds($record->{time} + $record->{duration}),
+    $self->_write(_line('end', $record->{n}, _seconds(Time::HiRes::time()),
         @$record{qw(state status)}, undef, undef));
     return;
 }
