@@ -51,6 +51,12 @@ unlock_file(const LOCKTAG *lock)
 static bool listed = false;
 static bool from_database = false;
 
+/*
+ * The next transaction id when all that waited was adopted, if the heap has the
+ * list from before that; else 0.
+ */
+static uint64 adopted_at = 0;
+
 static int
 find(const uint64 *list, uint64 endpoint)
 {
@@ -116,6 +122,7 @@ goes_on(const FileEndpoints *kept, uint64 endpoint, bool of_database)
 typedef struct ListRow
 {
 	uint64 own[SHARED_MAX_ENDPOINTS];
+	uint64 adopted_at;
 	bool found;
 } ListRow;
 
@@ -133,6 +140,7 @@ list_in(const HeapRow *row)
 	return unconstify(char *, texts[HEAP_PAYLOAD].data);
 }
 
+/* Takes note of the list; a copied database has one of the original's, too. */
 static bool
 read_list(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
@@ -143,8 +151,9 @@ read_list(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 	{
 		memcpy(list->own, own, sizeof(list->own));
 		list->found = true;
+		list->adopted_at = (uint64) row->sequence;
 	}
-	return false;
+	return row->status == OUTBOX_ENDPOINTS && row->database != MyDatabaseId;
 }
 
 static bool
@@ -164,30 +173,19 @@ change_list(void *argument, HeapRow *row)
 
 /*
  * What was committed has got the stamp of the endpoint in force; what runs, or
- * is prepared, has not.  A row's sequence tells of the latter: it is the next
- * transaction id at that moment.
+ * is prepared, has not.  The row's sequence tells of the latter.
  */
 static void
 set_adopted(void *argument, HeapRow *row)
 {
-	row->sequence =
-		(int64) U64FromFullTransactionId(ReadNextFullTransactionId());
+	adopted_at = U64FromFullTransactionId(ReadNextFullTransactionId());
+	row->sequence = (int64) adopted_at;
 }
 
-bool
-endpoints_row_is_over(const HeapRow *row, TransactionId oldest)
+static void
+set_done(void *argument, HeapRow *row)
 {
-	FullTransactionId next;
-	uint32 running;
-
-	if (row->status != OUTBOX_ENDPOINTS)
-		return false;
-	if (row->database != MyDatabaseId)
-		return true;
-	next = ReadNextFullTransactionId();
-	running = XidFromFullTransactionId(next) - oldest;
-	return row->sequence != 0 &&
-		   (uint64) row->sequence <= U64FromFullTransactionId(next) - running;
+	row->status = OUTBOX_DONE;
 }
 
 static void
@@ -259,16 +257,20 @@ add_from_heap(DatabaseState *state, const ListRow *list)
 	LWLockRelease(&state->lock);
 }
 
+/* The list is needed as long as something may wait that was not adopted. */
 static void
 write_list(Relation parked, const DatabaseState *state, ListRow *list)
 {
-	HeapWalk walk = {.visit = is_list, .change = change_list, .argument = list};
+	HeapWalk walk = {.visit = is_list, .argument = list};
+	bool needed = state->endpoints[1] != 0 && !state->endpoints_adopted;
 	bool differs = memcmp(list->own, state->endpoints, sizeof(list->own)) != 0;
 
 	memcpy(list->own, state->endpoints, sizeof(list->own));
+	adopted_at = list->found && !differs ? list->adopted_at : 0;
+	walk.change = needed ? change_list : set_done;
 	if (list->found && differs)
 		heaps_walk(parked, &walk);
-	else if (!list->found && list->own[1] != 0 && !state->endpoints_adopted)
+	else if (!list->found && needed)
 		insert_list(parked, list);
 	listed = true;
 }
@@ -279,11 +281,38 @@ endpoints_list_wanted(const DatabaseState *state)
 	return !listed && last(state->endpoints) != 0 && !RecoveryInProgress();
 }
 
+bool
+endpoints_list_is_left(void)
+{
+	return adopted_at != 0;
+}
+
+bool
+endpoints_drop_list(void)
+{
+	HeapWalk walk = {.visit = is_list, .change = set_done};
+	FullTransactionId next = ReadNextFullTransactionId();
+	TransactionId oldest = GetActiveSnapshot()->xmin;
+	Relation parked = NULL;
+
+	if (adopted_at > U64FromFullTransactionId(next) -
+						 (XidFromFullTransactionId(next) - oldest))
+		return false;
+	if (heaps_find())
+		parked = heaps_open(RECORD_PARKED, RowExclusiveLock, false);
+	if (parked == NULL)
+		return false;
+	heaps_walk(parked, &walk);
+	relation_close(parked, NoLock);
+	adopted_at = 0;
+	return true;
+}
+
 void
 endpoints_list(DatabaseState *state, bool wait)
 {
 	ListRow list = {.found = false};
-	HeapWalk walk = {.visit = read_list, .argument = &list};
+	HeapWalk walk = {.visit = read_list, .change = set_done, .argument = &list};
 	Relation parked = NULL;
 
 	if (heaps_find())

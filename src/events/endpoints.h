@@ -17,7 +17,6 @@
 #include "postgres.h"
 
 #include "data/shared.h"
-#include "events/heaps.h"
 
 /*
  * For the worker, before an endpoint comes in force: remembers it. of_database:
@@ -62,10 +61,11 @@ extern bool endpoints_adoption_wanted(const DatabaseState *state);
 extern void endpoints_note_adoption(DatabaseState *state);
 
 /*
- * Whether a row of the parked heap has the list of endpoints, and nothing can
- * be left that needs it.  oldest: of the transactions that run, or are
- * prepared.
+ * Whether the list is still in the heap, but only for transactions that were
+ * running, or prepared, when what waits was adopted; and takes it out, if these
+ * have ended, and the heap is not locked.  The latter needs an active snapshot.
  */
-extern bool endpoints_row_is_over(const HeapRow *row, TransactionId oldest);
+extern bool endpoints_list_is_left(void);
+extern bool endpoints_drop_list(void);
 
 #endif /* ABSMARTLY_EVENTS_ENDPOINTS_H */

@@ -177,9 +177,6 @@ static DatabaseState *worker_state = NULL;
 static MemoryContext records_context = NULL;
 static HTAB *in_flight = NULL;
 static HeapKnowledge knowledge[RECORD_PARKED];
-
-/* the row with the list of endpoints, if that has been the first in its heap */
-static HeapRow list_row = {.status = OUTBOX_DONE};
 static Pass passes[LANE_COUNT];
 static EventLane lane; /* that is read */
 static Pass *pass = &passes[LANE_LIVE]; /* its pass */
@@ -516,7 +513,6 @@ outbox_adopt(DatabaseState *state)
 			relation_close(relation, RowExclusiveLock);
 		}
 	endpoints_note_adoption(state);
-	parked_changed = true;
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 }
@@ -1734,11 +1730,7 @@ outbox_park_end(void)
 static bool
 is_waiting(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
-	if (endpoints_row_is_over(row, GetActiveSnapshot()->xmin))
-		return false;
 	(*(int64 *) argument)++;
-	if (row->status == OUTBOX_ENDPOINTS)
-		list_row = *row;
 	return false;
 }
 
@@ -1764,8 +1756,6 @@ truncate_heap(int place)
 		HeapWalk walk = {.visit = is_waiting, .argument = &waiting};
 
 		locked = true;
-		if (place == RECORD_PARKED)
-			list_row.status = OUTBOX_DONE;
 		PushActiveSnapshot(GetTransactionSnapshot());
 		for (BlockNumber page = 0; page < pages && waiting == 0; page++)
 		{
@@ -1814,8 +1804,6 @@ collect_row(void *argument, const HeapRow *row, const HeapTupleData *tuple)
 {
 	Staying *staying = argument;
 
-	if (endpoints_row_is_over(row, GetActiveSnapshot()->xmin))
-		return false;
 	staying->bytes += HEAPTUPLESIZE + tuple->t_len;
 	if (staying->bytes > staying->limit)
 		return false;
@@ -1984,28 +1972,21 @@ maintain_lane(DatabaseState *state, EventLane of_lane, BlockNumber least,
 	return locked;
 }
 
-/*
- * Whether a row with the list of endpoints keeps the parked heap from being
- * truncated, and whether it need not any more.
- */
+/* Takes the list of endpoints out of the heap, if that may be. */
 static bool
-list_stays(void)
-{
-	return list_row.status == OUTBOX_ENDPOINTS && list_row.sequence != 0;
-}
-
-static bool
-list_is_over(void)
+drop_list(void)
 {
 	MemoryContext context = CurrentMemoryContext;
-	bool over;
+	bool dropped;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	over = endpoints_row_is_over(&list_row, GetTransactionSnapshot()->xmin);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	dropped = endpoints_drop_list();
+	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
-	return over;
+	return dropped;
 }
 
 long
@@ -2020,8 +2001,13 @@ outbox_maintain(DatabaseState *state, bool idle)
 		return -1;
 	for (int i = 0; i < LANE_COUNT; i++)
 		locked &= maintain_lane(state, (EventLane) i, least, idle);
-	if (idle && list_stays() && list_is_over())
-		parked_changed = true;
+	if (idle && endpoints_list_is_left())
+	{
+		if (drop_list())
+			parked_changed = true;
+		else
+			locked = false;
+	}
 	if (idle && parked_changed)
 	{
 		parked_changed = false;
@@ -2031,9 +2017,6 @@ outbox_maintain(DatabaseState *state, bool idle)
 			locked = false;
 		}
 	}
-	/* those that run will end */
-	if (list_stays())
-		locked = false;
 	parked = pg_atomic_read_u32(&state->outbox_blocks[RECORD_PARKED]);
 	if (parked >= least && parked_done >= (Size) parked * BLCKSZ / 2)
 		locked &= compact_parked();

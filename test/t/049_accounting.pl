@@ -544,10 +544,13 @@ my %kill = (
 	},
 	'backend killed' => sub {
 		my $worker = worker_pid($primary);
-		my $pid = await(sub {
-			look_up($primary, q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1})
-		}) or return 0;
-		return restart('backend killed', 1, sub { kill('KILL', $pid) && replaced($_[0], $worker) });
+		my $pid = look_up($primary, q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1});
+		# no client may have a connection at the moment
+		my $own = $pid ? undef : $primary->background_psql('postgres');
+		$pid ||= $own->query_safe('SELECT pg_backend_pid()');
+		my $good = restart('backend killed', 1, sub { kill('KILL', $pid) && replaced($_[0], $worker) });
+		$own->quit if $own;
+		return $good;
 	},
 	'postmaster killed' => sub {
 		return restart('postmaster killed', 1, sub {
