@@ -342,6 +342,7 @@ endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 	int place;
 
 	from_database = of_database;
+	listed = false;
 	if (endpoint[0] == '\0')
 		return;
 	hash = record_endpoint_hash(endpoint);
@@ -378,7 +379,6 @@ endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 	state->endpoints_adopted = now.adopted;
 	state->endpoints_saved = saved;
 	LWLockRelease(&state->lock);
-	listed = false;
 	/* before anything is written for it */
 	if (!first && endpoints_list_wanted(state))
 		endpoints_list(state, false);
