@@ -344,46 +344,53 @@ release_all(ResourceOwner owner)
 }
 
 /*
- * Inserts a tuple.  Where that has to make the heap longer it takes a lock, for
- * which the lock table may be full: what was kept there is given up then, and
- * it is tried again.  It takes no lock once it has the page, so nothing has
- * been written, and none is held; a page of the visibility map may be pinned.
+ * False: the lock table was full, and what was kept there is given up.  Nothing
+ * has been written then, and no lock is held, since none is taken once there is
+ * the page; one of the visibility map may be pinned.  Each try has an owner of
+ * its own: one that was released takes nothing more.
  */
-static void
-insert_tuple(Relation relation, HeapTuple tuple)
+static bool
+try_to_insert(Relation relation, HeapTuple tuple)
 {
 	MemoryContext memory = CurrentMemoryContext;
 	ResourceOwner caller = CurrentResourceOwner;
 	ResourceOwner owner = ResourceOwnerCreate(caller, "absmartly insertion");
 	uint32 held_off = InterruptHoldoffCount;
-	volatile bool again = false;
+	volatile bool done = false;
 
 	CurrentResourceOwner = owner;
-	do
+	PG_TRY();
 	{
-		PG_TRY();
-		{
-			heap_insert(relation, tuple, GetCurrentCommandId(true),
-						HEAP_INSERT_SKIP_FSM | HEAP_INSERT_NO_LOGICAL, NULL);
-			again = false;
-		}
-		PG_CATCH();
-		{
-			again = is_lock_table_full(memory) && heaps_unreserve();
-			if (!again)
-			{
-				CurrentResourceOwner = caller;
-				PG_RE_THROW();
-			}
-			FlushErrorState();
-			/* which an error has set to 0 */
-			InterruptHoldoffCount = held_off;
-			release_all(owner);
-		}
-		PG_END_TRY();
-	} while (again);
+		heap_insert(relation, tuple, GetCurrentCommandId(true),
+					HEAP_INSERT_SKIP_FSM | HEAP_INSERT_NO_LOGICAL, NULL);
+		done = true;
+	}
+	PG_CATCH();
+	{
+		CurrentResourceOwner = caller;
+		if (!is_lock_table_full(memory) || !heaps_unreserve())
+			PG_RE_THROW();
+		FlushErrorState();
+		/* which an error has set to 0 */
+		InterruptHoldoffCount = held_off;
+		release_all(owner);
+	}
+	PG_END_TRY();
 	CurrentResourceOwner = caller;
 	ResourceOwnerDelete(owner);
+	return done;
+}
+
+/*
+ * Inserts a tuple.  Where that has to make the heap longer it takes a lock, for
+ * which the lock table may be full: it is tried again as long as there is
+ * something to be given up for it.
+ */
+static void
+insert_tuple(Relation relation, HeapTuple tuple)
+{
+	while (!try_to_insert(relation, tuple))
+		;
 }
 
 static void
