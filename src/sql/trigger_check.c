@@ -140,7 +140,8 @@ column_was_dropped(void)
 	bool was;
 
 	SPI_connect();
-	if (SPI_execute(DROPPED_COLUMNS, true, 1) != SPI_OK_SELECT)
+	/* not read-only: DROP INDEX CONCURRENTLY leaves no snapshot */
+	if (SPI_execute(DROPPED_COLUMNS, false, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not look for dropped columns");
 	was = SPI_processed > 0;
 	SPI_finish();
