@@ -272,7 +272,6 @@ write_list(Relation parked, const DatabaseState *state, ListRow *list)
 		heaps_walk(parked, &walk);
 	else if (!list->found && needed)
 		insert_list(parked, list);
-	listed = true;
 }
 
 bool
@@ -308,7 +307,7 @@ endpoints_drop_list(void)
 	return true;
 }
 
-void
+bool
 endpoints_list(DatabaseState *state, bool wait)
 {
 	ListRow list = {.found = false};
@@ -318,12 +317,19 @@ endpoints_list(DatabaseState *state, bool wait)
 	if (heaps_find())
 		parked = heaps_open(RECORD_PARKED, RowExclusiveLock, wait);
 	if (parked == NULL)
-		return;
+		return false;
 	heaps_walk(parked, &walk);
 	if (goes_on_from_heap(&list, state->endpoints))
 		add_from_heap(state, &list);
 	write_list(parked, state, &list);
 	relation_close(parked, NoLock);
+	return true;
+}
+
+void
+endpoints_listed(void)
+{
+	listed = true;
 }
 
 /*
@@ -379,9 +385,9 @@ endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 	state->endpoints_adopted = now.adopted;
 	state->endpoints_saved = saved;
 	LWLockRelease(&state->lock);
-	/* before anything is written for it */
+	/* before anything is written for it; looked at again before adoption */
 	if (!first && endpoints_list_wanted(state))
-		endpoints_list(state, false);
+		(void) endpoints_list(state, false);
 }
 
 bool

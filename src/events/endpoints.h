@@ -30,10 +30,12 @@ extern void endpoints_note(DatabaseState *state, const char *endpoint,
  * The list in the heap, for standbys: whether it is to be read and written
  * there, and that.  Before that nothing may be read from the outbox: after a
  * promotion it has endpoints that this server has not seen.  Without wait
- * nothing is done if the heap is locked.  Needs an open transaction.
+ * nothing is done if the heap is locked.  Needs an open transaction; true: once
+ * that has committed, endpoints_listed() is to be told.
  */
 extern bool endpoints_list_wanted(const DatabaseState *state);
-extern void endpoints_list(DatabaseState *state, bool wait);
+extern bool endpoints_list(DatabaseState *state, bool wait);
+extern void endpoints_listed(void);
 
 /*
  * For commands that give a database another endpoint, before they commit; NULL:

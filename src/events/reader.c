@@ -477,13 +477,16 @@ void
 outbox_list_endpoints(DatabaseState *state)
 {
 	MemoryContext context = CurrentMemoryContext;
+	bool done;
 
 	if (!endpoints_list_wanted(state))
 		return;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	endpoints_list(state, true);
+	done = endpoints_list(state, true);
 	CommitTransactionCommand();
+	if (done)
+		endpoints_listed();
 	MemoryContextSwitchTo(context);
 }
 
