@@ -1428,7 +1428,8 @@ report_drops(const DatabaseState *state)
 void
 publish_settle(DatabaseState *state)
 {
-	if (held_up)
+	/* of what is given up nobody is to be told that it was delivered */
+	if (held_up || given_up)
 		return;
 	report_drops(state);
 	drop_held();
