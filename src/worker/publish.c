@@ -1790,6 +1790,8 @@ publish_shutdown(DatabaseState *state, HttpClient *client, bool stop)
 				publish_finish(state, client, request);
 		acknowledge(state, false);
 	}
+	/* the rest of records may not come to be kept: that holds up none of it */
+	acknowledge(state, true);
 	if (!recovery)
 		batch_give_up();
 	settle_at_last(state, stops, terminations);
