@@ -385,6 +385,7 @@ endpoints_note(DatabaseState *state, const char *endpoint, bool of_database)
 	state->endpoints_adopted = now.adopted;
 	state->endpoints_saved = saved;
 	LWLockRelease(&state->lock);
+	adopted_at = 0;
 	/* before anything is written for it; looked at again before adoption */
 	if (!first && endpoints_list_wanted(state))
 		(void) endpoints_list(state, false);

@@ -1012,6 +1012,7 @@ publish_begin(DatabaseState *state, HttpClient *client)
 	if (given_up)
 	{
 		/* nothing else begins with what is given up */
+		save_queue(state);
 		let_go(state);
 		return;
 	}
