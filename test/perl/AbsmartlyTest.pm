@@ -41,6 +41,7 @@ our @EXPORT = qw(
     start_collector
     start_node
     stat_of
+    stop_asleep
     stop_until_shutdown
     takes_less
     wait_ready
@@ -53,6 +54,18 @@ our @EXPORT = qw(
 # test needs luck to stay below it; runs on slow servers raise it.
 our $PATIENCE = AbsmartlyCollector->patience;
 $ENV{PGCTLTIMEOUT} = $PATIENCE;
+
+# A session's patience is for each of its queries, not for all that it lasts.
+{
+	no warnings 'redefine';
+	my ($begin, $quit) = (\&PostgreSQL::Test::Cluster::background_psql, \&PostgreSQL::Test::BackgroundPsql::quit);
+	*PostgreSQL::Test::Cluster::background_psql = sub {
+		my $session = $begin->(@_);
+		$session->set_query_timer_restart;
+		return $session;
+	};
+	*PostgreSQL::Test::BackgroundPsql::quit = sub { $_[0]{timeout}->start; return $quit->(@_) };
+}
 
 # SQL for the size of the outbox's files, those aside in which things are parked.
 our $OUTBOX_FILES = q{(SELECT sum(pg_relation_size(oid)) FROM pg_class WHERE relkind = 'm' AND relname ~ '^absmartly_outbox_(?!parked|nothing)')};
@@ -242,6 +255,21 @@ sub look_up
 	my ($status, $output) = eval { $node->psql($database // 'postgres', $query) };
 
 	return defined $status && $status == 0 ? $output : '';
+}
+
+# Stops a process of a server, by SIGSTOP, while it sleeps: so it holds nothing that others would wait for.
+sub stop_asleep
+{
+	my ($node, $pid) = @_;
+
+	await(
+		sub {
+			kill 'STOP', $pid;
+			return 1 if look_up($node, "SELECT wait_event_type IN ('Activity', 'Extension') FROM pg_stat_activity WHERE pid = $pid") eq 't';
+			kill 'CONT', $pid;
+			return 0;
+		}) or die "process $pid does not sleep";
+	return;
 }
 
 # Waits until the worker has nothing to do.

@@ -465,7 +465,7 @@ my $hasty_pid = in_session($hasty, 'SELECT pg_backend_pid()');
 in_session($hasty, q{SELECT absmartly_context_create('{"user_id": 1}'), absmartly_context_track('lost at once')});
 ok(await(sub { stat_of($node, 'fetch_failures', 'failing') > $failures }), 'a load fails of which the session does not know');
 my $worker = worker_pid($node, 'failing');
-kill 'STOP', $worker;
+stop_asleep($node, $worker);
 is(in_session($hasty, q{SELECT absmartly_context_is_failed()}), 't', 'the session hears of it');
 $hasty->quit;
 ok(await_sql($node, "SELECT count(*) FROM pg_stat_activity WHERE pid = $hasty_pid", '0'), 'and ends');

@@ -29,7 +29,7 @@ subtest 'a goal is sent when its commit is on disk' => sub {
 	my $session = $node->background_psql('postgres', on_error_stop => 0);
 	my ($writer) = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
 
-	kill 'STOP', $writer;
+	stop_asleep($node, $writer);
 	$session->query_safe('SET synchronous_commit = off; ' . track('lazy'));
 	my $committed = $session->query_safe('SELECT pg_current_wal_insert_lsn()');
 

@@ -104,7 +104,7 @@ for my $moment ('at once', 'before the worker has seen it', 'when the worker has
 	my $space = shift @spaces;
 
 	track($moment, 'shop');
-	kill 'STOP', worker_pid($node, 'shop') if $moment =~ /before/;
+	stop_asleep($node, worker_pid($node, 'shop')) if $moment =~ /before/;
 	$node->safe_psql('postgres', alter('shop', $space));
 	await_endpoint($node, 'shop', $space) if $moment =~ /when/;
 	$node->stop('immediate');
@@ -125,7 +125,7 @@ $node->safe_psql('postgres', 'BEGIN; ' . alter('shop', $spaces[2]) . '; ROLLBACK
 $node->stop('immediate');
 delivers($spaces[1], 'rolled back', 'shop', 'one that is rolled back, and a crash');
 track('reset', 'shop');
-kill 'STOP', worker_pid($node, 'shop');
+stop_asleep($node, worker_pid($node, 'shop'));
 $node->safe_psql('shop', alter('shop'));
 $node->stop('immediate');
 delivers('/e0/v1', 'reset', 'shop', 'the endpoint of the configuration again, and a crash');
@@ -225,7 +225,7 @@ $node->backup('later');
 my $between = clone('between', 'later', '', has_streaming => 1);
 ok(wait_ready($between, 'shop'), 'a standby');
 my $blind = worker_pid($between, 'shop');
-kill 'STOP', $blind;
+stop_asleep($between, $blind);
 $node->safe_psql('shop', alter('shop', $spaces[4]));
 await_endpoint($node, 'shop', $spaces[4]);
 $node->safe_psql('shop', q{BEGIN; SELECT absmartly_track('{"user_id": 1}', 'between', jsonb_build_object('n', i)) FROM generate_series(1, 10) AS i; PREPARE TRANSACTION 'b'});

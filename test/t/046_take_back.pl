@@ -274,7 +274,7 @@ is($alone->safe_psql('postgres', 'SELECT count(*) FROM absmartly_pending_events'
 # Whoever was told that something is taken back does not look again after a crash.
 $alone->safe_psql('postgres', q{SELECT count(absmartly_track('{"user_id": 1}', 'crash')) FROM generate_series(1, 10)});
 my $writer = $alone->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
-kill 'STOP', $writer;
+stop_asleep($alone, $writer);
 is($alone->safe_psql('postgres', q{SELECT absmartly_take_back(filter => $$goal = 'crash'$$)}), '10', 'what was taken back');
 $alone->stop('immediate');
 $alone->start;

@@ -193,7 +193,7 @@ for my $end ('pg_terminate_backend', 'absmartly_take_back')
 		{
 			# the lock comes when the worker has been asked, and has not heard of it yet
 			my $pid = worker_pid($node);
-			kill 'STOP', $pid;
+			stop_asleep($node, $pid);
 			$taker->query_until(qr/asked/, "\\echo asked\nSELECT absmartly_take_back(filter => \$\$properties->>'i' = '35'\$\$);\n");
 			ok(await_sql($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT absmartly_take_back' AND state = 'active' AND wait_event IS NOT NULL}, '1'),
 				'the worker is asked');
@@ -238,7 +238,7 @@ sub expose
 	ok(set_publishing($node, 'off'), 'nothing is sent');
 	# all are in memory when it takes them, however slow the machine is
 	my $pid = worker_pid($node);
-	kill 'STOP', $pid;
+	stop_asleep($node, $pid);
 	sql(join ' ', map {"SELECT absmartly_unit_treatment($_, 'exp'); SELECT pg_sleep(0.002);"} $from .. $to);
 	kill 'CONT', $pid;
 	ok(await_sql($node, "SELECT sum(exposures) = $to - $from + 1 AND count(*) < 5 AND bool_and(place <> 'memory') FROM absmartly_outbox"),
