@@ -34,6 +34,16 @@
 /* advisory locks of this kind are none that SQL can take */
 #define LOCK_KIND 5
 
+/* of the worker: whether the heap has the list; where the endpoint is from */
+static bool listed = false;
+static bool from_database = false;
+
+/*
+ * The next transaction id when all that waited was adopted, if the heap has the
+ * list from before that; else 0.
+ */
+static uint64 adopted_at = 0;
+
 static void
 lock_file(LOCKTAG *lock, Oid database)
 {
@@ -46,16 +56,6 @@ unlock_file(const LOCKTAG *lock)
 {
 	(void) LockRelease(lock, ExclusiveLock, false);
 }
-
-/* of the worker: whether the heap has the list; where the endpoint is from */
-static bool listed = false;
-static bool from_database = false;
-
-/*
- * The next transaction id when all that waited was adopted, if the heap has the
- * list from before that; else 0.
- */
-static uint64 adopted_at = 0;
 
 static int
 find(const uint64 *list, uint64 endpoint)

@@ -7,9 +7,9 @@
  * while the server runs is no such case, and stays none after a restart or a
  * crash: so the endpoints that were in force are remembered in the data
  * directory.  The endpoint that a server finds at its start must be the one
- *that was in force last, or one that a command has given the database since
- *then: else the directory is a copy, and what was remembered is another
- *server's.
+ * that was in force last, or one that a command has given the database since
+ * then: else the directory is a copy, and what was remembered is another
+ * server's.
  */
 #ifndef ABSMARTLY_EVENTS_ENDPOINTS_H
 #define ABSMARTLY_EVENTS_ENDPOINTS_H
@@ -21,7 +21,8 @@
 /*
  * For the worker, before an endpoint comes in force: remembers it. of_database:
  * it comes from the database's settings, not from the configuration file.
- * Needs an open transaction; failure to write is reported at WARNING.
+ * Needs an open transaction; failure to write the file is reported at WARNING,
+ * and that to write to the heap, if that is not locked, is raised.
  */
 extern void endpoints_note(DatabaseState *state, const char *endpoint,
 						   bool of_database);

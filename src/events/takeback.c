@@ -389,7 +389,6 @@ takeback_run(TakeBack *work)
 	walk.encoder = palloc(sizeof(Encoder));
 	acquire(&lock);
 	walk_heaps(&walk);
-	heaps_flush();
 	(void) LockRelease(&lock, ExclusiveLock, false);
 	pfree(walk.encoder);
 	pfree(walk.decoder);

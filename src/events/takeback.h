@@ -51,7 +51,8 @@ typedef struct TakeBack
 
 /*
  * Takes back what is committed and on its way to nobody, at once and for good.
- * Waits for the worker.
+ * Waits for the worker.  Before anybody is told, heaps_flush() is due, also
+ * where it raises.
  */
 extern void takeback_run(TakeBack *work);
 

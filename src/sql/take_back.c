@@ -21,6 +21,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "events/heaps.h"
 #include "events/progress.h"
 #include "events/queue.h"
 #include "events/takeback.h"
@@ -220,7 +221,10 @@ take_looking(Oid schema, char *filter, TakeBack *work)
 	SPI_finish();
 }
 
-/* Says in the log who has taken back what.  Looks at no catalog. */
+/*
+ * Says in the log who has taken back what, once that is on disk.  Looks at no
+ * catalog.
+ */
 static void
 report(const TakeBack *work, const char *role, const char *backfill,
 	   const char *filter)
@@ -229,6 +233,7 @@ report(const TakeBack *work, const char *role, const char *backfill,
 
 	if (work->exposures + work->goals == 0)
 		return;
+	heaps_flush();
 	shared_count(COUNTER_EXPOSURES_TAKEN_BACK, (uint64) work->exposures);
 	shared_count(COUNTER_GOALS_TAKEN_BACK, (uint64) work->goals);
 	initStringInfo(&what);

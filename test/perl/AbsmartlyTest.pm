@@ -40,6 +40,7 @@ our @EXPORT = qw(
     set_publishing
     start_collector
     start_node
+    start_standby
     stat_of
     stop_asleep
     stop_until_shutdown
@@ -193,6 +194,19 @@ EOT
 		create_extension($node) if $options{extension} // 1;
 	}
 	return $node;
+}
+
+# Starts a standby of a server that was made for streaming, with these further settings.
+sub start_standby
+{
+	my ($primary, %options) = @_;
+	my $standby = PostgreSQL::Test::Cluster->new('standby');
+
+	$primary->backup('base');
+	$standby->init_from_backup($primary, 'base', has_streaming => 1);
+	$standby->append_conf('postgresql.conf', $options{settings}) if $options{settings};
+	$standby->start;
+	return $standby;
 }
 
 # Makes the extension in a database.

@@ -5,7 +5,6 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
-use PostgreSQL::Test::Cluster;
 use Test::More;
 use Time::HiRes qw(sleep);
 
@@ -13,10 +12,7 @@ my $collector = start_collector(data => experiments(experiment('exp')));
 my $primary = start_node('primary', collector => $collector, streaming => 1, settings => "absmartly.publish_delay = 100ms\n");
 
 ok(wait_ready($primary), 'the primary is ready');
-$primary->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'base', has_streaming => 1);
-$standby->start;
+my $standby = start_standby($primary);
 ok(wait_ready($standby), 'the standby is ready');
 
 # A goal for each number, in one transaction.

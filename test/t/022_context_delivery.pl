@@ -6,7 +6,6 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
-use PostgreSQL::Test::Cluster;
 use Test::More;
 use Time::HiRes qw(sleep);
 
@@ -544,10 +543,7 @@ EOT
 # A standby: its contexts hold their events in memory, and others pass them
 {
 	$node->safe_psql('postgres', 'ALTER DATABASE postgres RESET absmartly.event_logger');
-	$node->backup('base');
-	my $standby = PostgreSQL::Test::Cluster->new('standby');
-	$standby->init_from_backup($node, 'base', has_streaming => 1);
-	$standby->start;
+	my $standby = start_standby($node);
 	wait_ready($standby);
 	my ($session, $id) = session('rupert', node => $standby);
 

@@ -5,7 +5,6 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
-use PostgreSQL::Test::Cluster;
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -595,10 +594,7 @@ ok(await_sql($node, 'SELECT outbox_records FROM absmartly_stat', '0'), 'all was 
 # A hot standby
 #
 
-$node->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($node, 'base', has_streaming => 1);
-$standby->start;
+my $standby = start_standby($node);
 ok(wait_ready($standby), 'the standby is ready');
 $collector->forget('/v1');
 $session = session('postgres', $standby);

@@ -7,7 +7,6 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
-use PostgreSQL::Test::Cluster;
 use Test::More;
 use Time::HiRes qw(sleep);
 
@@ -288,11 +287,7 @@ is($node->psql('postgres', 'DROP DATABASE source'), 0, 'it is dropped, too');
 # A failover
 #
 
-$node->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($node, 'base', has_streaming => 1);
-$standby->append_conf('postgresql.conf', "synchronous_standby_names = ''");
-$standby->start;
+my $standby = start_standby($node, settings => "synchronous_standby_names = ''");
 configure($node, "synchronous_standby_names = '*'");
 ok(await_sql($node, q{SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'}, '1'), 'a standby answers');
 sql(q{SELECT absmartly_track('{"user_id": 1}', 'replicated')});

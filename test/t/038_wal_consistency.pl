@@ -6,7 +6,6 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -20,10 +19,7 @@ absmartly.publish_delay = 20ms
 absmartly.async_commit = off
 EOT
 ok(wait_ready($primary), 'ready');
-$primary->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'base', has_streaming => 1);
-$standby->start;
+my $standby = start_standby($primary);
 
 sub sql
 {

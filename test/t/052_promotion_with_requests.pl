@@ -6,7 +6,6 @@ use strict;
 use warnings;
 
 use AbsmartlyTest;
-use PostgreSQL::Test::Cluster;
 use Test::More;
 
 my $collector = start_collector(data => experiments(experiment('exp')));
@@ -19,10 +18,7 @@ absmartly.max_retries = 0
 absmartly.request_timeout = 120s
 EOT
 ok(wait_ready($primary), 'the primary is ready');
-$primary->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'base', has_streaming => 1);
-$standby->start;
+my $standby = start_standby($primary);
 ok(wait_ready($standby), 'the standby is ready');
 
 # the worker has one request on its way, and another one that has failed and waits; the rest it leaves where it is

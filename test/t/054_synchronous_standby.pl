@@ -9,7 +9,6 @@ use warnings;
 use AbsmartlyMain qw(:DEFAULT arrived);
 use AbsmartlyTest;
 use IPC::Run ();
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -22,11 +21,7 @@ $node->safe_psql('postgres', <<'EOT');
 CREATE TABLE orders (id int PRIMARY KEY);
 CREATE TRIGGER track AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION absmartly_track_trigger('order', 'user_id=id', 'id');
 EOT
-$node->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($node, 'base', has_streaming => 1);
-$standby->append_conf('postgresql.conf', "synchronous_standby_names = ''\nabsmartly.publishing = off");
-$standby->start;
+my $standby = start_standby($node, settings => "synchronous_standby_names = ''\nabsmartly.publishing = off");
 configure($node, "synchronous_standby_names = '*'");
 ok(await_sql($node, q{SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'}, '1'), 'a synchronous standby');
 
