@@ -54,6 +54,8 @@ static const char *const heap_names[HEAPS_COUNT] = {
 
 /* the heaps' OIDs; the first InvalidOid: to be found */
 static Oid heaps[HEAPS_COUNT];
+/* else they are to be looked up anew; who goes through them uses them still */
+static bool found_all = false;
 static uint32 prepared = 0; /* what writing to them needs is in the caches:
 							 * a bit for each */
 
@@ -67,7 +69,7 @@ heaps_invalidate(Datum argument, Oid relation)
 	for (int i = 0; i < HEAPS_COUNT; i++)
 		if (!OidIsValid(relation) || relation == heaps[i])
 		{
-			heaps[0] = InvalidOid;
+			found_all = false;
 			prepared = 0;
 		}
 }
@@ -101,7 +103,7 @@ heaps_find(void)
 	Oid schema;
 	Oid found[HEAPS_COUNT];
 
-	if (likely(OidIsValid(heaps[0])))
+	if (likely(found_all))
 		return true;
 	if (!watching)
 	{
@@ -120,6 +122,7 @@ heaps_find(void)
 			return false;
 	}
 	memcpy(heaps, found, sizeof(heaps));
+	found_all = true;
 	return true;
 }
 
